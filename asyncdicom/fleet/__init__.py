@@ -1,0 +1,1 @@
+"""Many modalities at once: we call."""

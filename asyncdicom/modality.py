@@ -1,0 +1,166 @@
+"""What we know of a peer: frozen dataclasses, checked when they are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from asyncdicom.errors import ConfigurationError
+
+Engine = Literal["native", "pynetdicom"]
+
+# PS3.5 section 6.2, AE: 16 characters of the default repertoire without backslash and control characters.
+_AE_TITLE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")
+_TARGET = re.compile(r"(?P<ae>[^@]{1,16})@(?P<host>\[[0-9a-fA-F:.%]+\]|[^:@\[\]]+):(?P<port>\d{1,5})")
+
+
+def check_ae_title(value: str, path: str = "ae_title") -> str:
+    """Return an AE title without its padding.
+
+    :raises ConfigurationError: when it is empty, longer than 16 characters, or has characters that PS3.5 forbids
+    """
+    stripped = value.strip(" ")
+    if not _AE_TITLE.fullmatch(stripped):
+        raise ConfigurationError(path, value, "an AE title has 1 to 16 characters, printable ASCII without backslash")
+    return stripped
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each phase may take, in seconds.
+
+    ``operation`` is the wait for one response; it starts again with every response that is Pending. ``move`` is the same
+    for C-MOVE, whose peers can be silent for minutes.
+    """
+
+    resolve: float = 2.0
+    connect: float = 3.0
+    associate: float = 5.0
+    operation: float = 10.0
+    release: float = 2.0
+    move: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not value > 0:
+                raise ConfigurationError(f"timeouts.{name}", value, "a timeout is a number of seconds above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer may cost us.
+
+    :ivar max_pdu: the maximum PDU length that we announce, in bytes; larger ones are refused unread (PS3.8 D.1)
+    :ivar max_object_size: the largest message that we take from the peer, in bytes
+    :ivar per_modality: associations at once
+    """
+
+    max_pdu: int = 131_072
+    max_object_size: int = 4 << 30
+    per_modality: int = 1
+
+    def __post_init__(self) -> None:
+        if not 4_096 <= self.max_pdu <= 4 << 20:
+            raise ConfigurationError("limits.max_pdu", self.max_pdu, "between 4096 and 4194304 bytes")
+        if self.max_object_size < 1:
+            raise ConfigurationError("limits.max_object_size", self.max_object_size, "at least one byte")
+        if self.per_modality < 1:
+            raise ConfigurationError("limits.per_modality", self.per_modality, "at least one association")
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """TLS towards a peer; the peer is always verified.
+
+    :ivar ca: file of the authorities that may have signed the peer; None means those of the system
+    :ivar certificate: our certificate chain, for mutual TLS
+    :ivar key: its private key
+    :ivar server_name: the name to verify instead of the host
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigurationError("tls", "", "certificate and key go together: give both or neither")
+
+
+@dataclass(frozen=True, slots=True)
+class UserIdentity:
+    """User identity negotiation (PS3.7 D.3.3.7).
+
+    :ivar kind: username, username and passcode, Kerberos ticket, SAML assertion or JSON web token
+    :ivar primary: the user name or the token
+    :ivar secondary: the passcode, for ``username+passcode`` alone
+    :ivar response: ask the peer to confirm
+    """
+
+    kind: Literal["username", "username+passcode", "kerberos", "saml", "jwt"]
+    primary: bytes = field(repr=False)
+    secondary: bytes = field(default=b"", repr=False)
+    response: bool = False
+
+    @property
+    def type_code(self) -> int:
+        """The User-Identity-Type of PS3.7 Table D.3-14."""
+        return {"username": 1, "username+passcode": 2, "kerberos": 3, "saml": 4, "jwt": 5}[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Modality:
+    """A DICOM device: an address, a port and an AE title.
+
+    :ivar name: what we call it; unique in an inventory
+    :ivar ae_title: its AE title (the called one)
+    :ivar host: host name or address
+    :ivar port: TCP port
+    :ivar calling_ae_title: how we introduce ourselves to it; None for the default
+    :ivar groups: names under which it can be addressed as ``@group``
+    :ivar engine: which engine talks to it; None for the default
+    """
+
+    name: str
+    ae_title: str
+    host: str
+    port: int = 104
+    calling_ae_title: str | None = None
+    groups: tuple[str, ...] = ()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: Limits = field(default_factory=Limits)
+    tls: TLS | None = None
+    user_identity: UserIdentity | None = None
+    engine: Engine | None = None
+    one_operation_per_association: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigurationError("name", self.name, "give the modality a name")
+        object.__setattr__(self, "ae_title", check_ae_title(self.ae_title))
+        if self.calling_ae_title is not None:
+            object.__setattr__(self, "calling_ae_title", check_ae_title(self.calling_ae_title, "calling_ae_title"))
+        if not self.host or any(character.isspace() or character == "\0" for character in self.host):
+            raise ConfigurationError("host", self.host, "a host name or an address")
+        if not 1 <= self.port <= 65_535:
+            raise ConfigurationError("port", self.port, "a TCP port from 1 to 65535")
+
+    @classmethod
+    def parse(cls, target: str) -> Modality:
+        """Make a modality of ``AET@host:port``; IPv6 addresses stand in brackets.
+
+        :raises ConfigurationError: when the text has another form
+        """
+        match = _TARGET.fullmatch(target)
+        if match is None:
+            raise ConfigurationError("target", target, "write AET@host:port, for example PACS@10.1.2.3:11112")
+        host = match["host"].strip("[]")
+        return cls(name=target, ae_title=match["ae"], host=host, port=int(match["port"]))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.ae_title}@{host}:{self.port}"

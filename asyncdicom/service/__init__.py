@@ -1,0 +1,1 @@
+"""The composition root: configuration, logs, start and drain."""

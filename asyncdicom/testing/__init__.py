@@ -1,0 +1,1 @@
+"""Simulated modalities and faults, for our tests and for users' own."""
