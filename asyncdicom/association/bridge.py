@@ -1,0 +1,482 @@
+"""Engine ``pynetdicom``: its threaded association, awaited.
+
+The connection is made on the loop (:mod:`asyncdicom.association.transport`); pynetdicom gets a connected socket. Its blocking
+calls then run on threads of our own. A caller that is cancelled aborts the association, which brings the thread back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.dimse_primitives import C_ECHO, C_GET, C_MOVE, C_STORE
+from pynetdicom.pdu_primitives import (
+    SCP_SCU_RoleSelectionNegotiation,
+    SOPClassExtendedNegotiation,
+    UserIdentityNegotiation,
+)
+from pynetdicom.presentation import build_context
+from pynetdicom.transport import AddressInformation
+
+from asyncdicom.association import transport
+from asyncdicom.association.contract import Association, InstanceHandler, Stopwatch
+from asyncdicom.association.exchange import Exchange, Finding, Retrieving
+from asyncdicom.association.hardened import Fault, HardenedAssociation, HardenedSocket, Pace
+from asyncdicom.association.instance import Instance
+from asyncdicom.association.query import Query
+from asyncdicom.errors import (
+    AssociateTimeout,
+    AssociationAborted,
+    AssociationRejected,
+    ConnectionLost,
+    DatasetError,
+    NoPresentationContext,
+    OperationError,
+    OperationTimeout,
+    ProtocolError,
+)
+from asyncdicom.modality import Modality
+from asyncdicom.outcome import Peer, Phases, Status
+from asyncdicom.upper_layer.context import VERIFICATION, AcceptedContext, PresentationContext
+from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+
+T = TypeVar("T")
+
+# One operation under way needs one thread. The fleet's limits decide how many; this is only the end of the world.
+_MAX_WORKERS = 4096
+# How long a cancelled caller waits for its thread to come back, in seconds; it has been woken, so this is never used up.
+_COMEBACK = 2.0
+# Messages taken from pynetdicom in one hop to a thread.
+_BATCH = 64
+
+
+@functools.cache
+def workers() -> ThreadPoolExecutor:
+    """The threads on which pynetdicom's blocking calls run; never the loop's default ones."""
+    return ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="asyncdicom-bridge")
+
+
+async def request(
+    modality: Modality,
+    calling_ae_title: str,
+    contexts: Sequence[PresentationContext],
+    phases: Phases,
+    query: Query | None = None,
+) -> BridgedAssociation:
+    """Request an association.
+
+    :raises OperationError: when it cannot be had
+    """
+    sock = await transport.connect(modality, phases)
+    try:
+        peer_address = sock.getpeername()
+    except OSError as error:
+        sock.close()
+        raise ConnectionLost(f"{modality}: {os.strerror(error.errno or 0)}") from error
+    association = BridgedAssociation(modality, phases)
+    with Stopwatch(phases, "associate"):
+        await association._request(sock, peer_address, calling_ae_title, contexts, query)
+    return association
+
+
+class BridgedAssociation(Association):
+    """A pynetdicom association, awaited."""
+
+    raw: HardenedAssociation
+
+    def __init__(self, modality: Modality, phases: Phases) -> None:
+        super().__init__(modality, phases)
+        self._message_id = 0
+        self.outstanding: Exchange | None = None
+        self._closed = False
+
+    # -- establishing -------------------------------------------------------------------------------------------------
+
+    async def _request(
+        self,
+        sock: Any,
+        peer_address: Any,
+        calling_ae_title: str,
+        contexts: Sequence[PresentationContext],
+        query: Query | None,
+    ) -> None:
+        limits, timeouts = self.modality.limits, self.modality.timeouts
+        try:
+            ae = ApplicationEntity(calling_ae_title)
+            ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+            ae.implementation_version_name = IMPLEMENTATION_VERSION
+            ae.acse_timeout = timeouts.associate
+            ae.network_timeout = None
+            raw = HardenedAssociation(ae, "requestor", max_object_size=limits.max_object_size)
+            raw.set_socket(
+                HardenedSocket(
+                    raw,
+                    sock,
+                    max_pdu=limits.max_pdu,
+                    pace=Pace(timeouts.operation, timeouts.operation),
+                    deadline=time.monotonic() + timeouts.associate,
+                )
+            )
+        except BaseException:
+            sock.close()
+            raise
+        self.raw = raw
+        try:
+            await self.call(self._negotiate, peer_address, contexts, query)
+            if not raw.is_established:
+                raise self._why(AssociateTimeout(f"{self.modality}: no answer in {timeouts.associate:g} s"))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.abort()
+            raise
+        raw.transport.deadline = None
+        raw.acse_timeout = timeouts.release
+        self.accepted = tuple(
+            AcceptedContext(
+                int(context.context_id or 0),
+                str(context.abstract_syntax),
+                str(context.transfer_syntax[0]),
+                bool(context.as_scu),
+                bool(context.as_scp),
+            )
+            for context in raw.accepted_contexts
+        )
+        self.peer = Peer(
+            str(raw.acceptor.implementation_class_uid or "") or None,
+            raw.acceptor.implementation_version_name or None,
+        )
+
+    def _negotiate(self, peer_address: Any, contexts: Sequence[PresentationContext], query: Query | None) -> None:
+        # On a worker. These are the steps of ApplicationEntity.associate, with the parts of ours.
+        raw, modality = self.raw, self.modality
+        raw.acceptor.ae_title = modality.ae_title
+        raw.acceptor.address_info = AddressInformation.from_tuple(peer_address)
+        raw.requestor.address_info = AddressInformation.from_tuple(raw.transport._connected_socket.getsockname())
+        raw.requestor.ae_title = raw.ae.ae_title
+        raw.requestor.maximum_length = modality.limits.max_pdu
+        raw.requestor.implementation_class_uid = raw.ae.implementation_class_uid
+        raw.requestor.implementation_version_name = raw.ae.implementation_version_name
+        proposed = []
+        for number, context in enumerate(contexts):
+            item = build_context(context.abstract_syntax, list(context.transfer_syntaxes))
+            item.context_id = 2 * number + 1
+            proposed.append(item)
+        raw.requestor.requested_contexts = proposed
+        for item in _negotiation_items(modality, contexts, query):
+            raw.requestor.add_negotiation_item(item)
+        # The reactor's thread is not started: whoever asks waits for the answer itself, and nobody polls in between.
+        raw._is_paused = True
+        raw.request()
+
+    def _why(self, timeout: OperationError) -> OperationError:
+        """What ended the association, or kept it from beginning.
+
+        :param timeout: the error for a peer that just did not answer in time
+        """
+        raw, who = self.raw, self.modality
+        answer = raw.acceptor.primitive
+        if raw.is_rejected and answer is not None:
+            return AssociationRejected(answer.result or 1, int(answer.result_source or 1), int(answer.diagnostic or 1))
+        match raw.fault:
+            case Fault.CLOSED:
+                return ConnectionLost(f"{who}: the peer closed the connection")
+            case Fault.RESET:
+                return ConnectionLost(f"{who}: the connection was reset")
+            case Fault.PROTOCOL:
+                return ProtocolError(f"{who}: the peer sent what is not DICOM, or what is out of turn")
+            case Fault.TOO_LARGE:
+                return ProtocolError(f"{who}: the peer sent a message over the limit of {who.limits.max_object_size} bytes")
+            case Fault.STALLED:
+                return timeout
+        abort = raw.dul.received_abort
+        if abort is not None and not raw._sent_abort:
+            return AssociationAborted(
+                f"{who}: the peer aborted the association",
+                source=getattr(abort, "abort_source", 2),
+                diagnostic=getattr(abort, "provider_reason", None),
+            )
+        if answer is not None and answer.result == 0 and not raw.accepted_contexts:
+            return NoPresentationContext(f"{who}: accepted none of the presentation contexts")
+        return timeout
+
+    # -- threads ------------------------------------------------------------------------------------------------------
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a blocking call on a worker. Cancelling aborts the association, which brings the worker back."""
+        future = asyncio.get_running_loop().run_in_executor(workers(), function, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                self.raw.request_abort()
+                with anyio.move_on_after(_COMEBACK, shield=True):
+                    await asyncio.wait([future])
+            if future.done() and not future.cancelled():
+                future.exception()  # Seen: whatever it was, the caller wanted nothing of it any more.
+            raise
+
+    # -- exchanging messages ------------------------------------------------------------------------------------------
+
+    @property
+    def is_established(self) -> bool:
+        """Whether operations can be asked for."""
+        return not self._closed and self.raw.is_established
+
+    def next_message_id(self) -> int:
+        # PS3.7 E.1: unique among what is outstanding; 0 is avoided because some peers take it for missing.
+        self._message_id = self._message_id % 0xFFFF + 1
+        return self._message_id
+
+    async def begin(self) -> None:
+        """Get ready for an operation: stop what is outstanding, notice what happened in between."""
+        if self.outstanding is not None:
+            await self.outstanding.stop()
+        if not self.is_established:
+            raise ConnectionLost(f"{self.modality}: the association is over")
+        if self.raw.acse.is_release_requested():
+            await self._released_by_peer()
+
+    async def _released_by_peer(self) -> None:
+        self.raw.acse.send_release(is_response=True)
+        self.raw.is_established = False
+        await self.abort()
+        raise ConnectionLost(f"{self.modality}: the peer released the association")
+
+    async def send(self, primitive: Any, context: AcceptedContext) -> None:
+        await self.call(self.raw.dimse.send_msg, primitive, context.context_id)
+
+    def _take(self, seconds: float) -> list[Any]:
+        # On a worker: wait for one message, and take what else is there.
+        inbox = self.raw.dimse.inbox
+        messages: list[Any] = []
+        try:
+            messages.append(inbox.get(timeout=seconds))
+            while len(messages) < _BATCH:
+                messages.append(inbox.get_nowait())
+        except queue.Empty:
+            pass
+        return messages
+
+    async def receive(self, seconds: float) -> list[Any]:
+        """Take messages from the peer.
+
+        :param seconds: how long to wait for the first
+        :raises OperationError: when none comes
+        """
+        messages = [message for _, message in await self.call(self._take, seconds) if message is not None]
+        if messages:
+            return messages
+        if self.raw.acse.is_release_requested():
+            await self._released_by_peer()
+        error = self._why(OperationTimeout(f"{self.modality}: no answer in {seconds:g} s"))
+        await self.abort()
+        raise error
+
+    async def fail(self, detail: str) -> ProtocolError:
+        await self.abort()
+        return ProtocolError(f"{self.modality}: {detail}")
+
+    async def _ask(self, primitive: Any, context: AcceptedContext) -> Any:
+        """Send a request that has one response, and return that."""
+        with Stopwatch(self.phases, "operation"):
+            exchange = Exchange(self, primitive, context, self.modality.timeouts.operation)
+            await exchange.start()
+            response = await exchange.next()
+            exchange.finished()
+            return response
+
+    # -- operations ---------------------------------------------------------------------------------------------------
+
+    async def echo(self) -> Status:
+        """C-ECHO."""
+        context = self.context_for(VERIFICATION)
+        await self.begin()
+        primitive = C_ECHO()
+        primitive.MessageID = self.next_message_id()
+        primitive.AffectedSOPClassUID = UID(VERIFICATION)
+        response = await self._ask(primitive, context)
+        return Status(response.Status)
+
+    def find(self, query: Query, *, limit: int | None = None) -> Finding:
+        """C-FIND."""
+        return Finding(self, query, limit)
+
+    def move(self, query: Query, *, to: str) -> Retrieving:
+        """C-MOVE."""
+        primitive = C_MOVE()
+        primitive.MoveDestination = to
+        return Retrieving(self, query, query.move_sop_class, primitive, self.modality.timeouts.move, None)
+
+    def get(self, query: Query, handler: InstanceHandler) -> Retrieving:
+        """C-GET."""
+        return Retrieving(self, query, query.get_sop_class, C_GET(), self.modality.timeouts.operation, handler)
+
+    async def store(
+        self,
+        instance: Instance | Dataset | str | Path,
+        *,
+        move_originator_ae_title: str | None = None,
+        move_originator_message_id: int | None = None,
+    ) -> Status:
+        """C-STORE."""
+        if isinstance(instance, str | Path):
+            instance = await self.call(Instance.read, instance)
+        elif isinstance(instance, Dataset):
+            instance = Instance.of(instance)
+        context = self.context_for(instance.sop_class_uid, instance.transfer_syntax_uid)
+        await self.begin()
+        primitive = C_STORE()
+        primitive.MessageID = self.next_message_id()
+        primitive.AffectedSOPClassUID = UID(instance.sop_class_uid)
+        primitive.AffectedSOPInstanceUID = UID(instance.sop_instance_uid)
+        primitive.Priority = 0
+        primitive.MoveOriginatorApplicationEntityTitle = move_originator_ae_title
+        primitive.MoveOriginatorMessageID = move_originator_message_id
+        if instance.path is not None:
+            # pynetdicom then reads the file in fragments, as they are sent: an object of any size costs little memory.
+            primitive._dataset_path = (instance.path, instance.offset)
+        else:
+            primitive.DataSet = BytesIO(instance.data or b"")
+        try:
+            response = await self._ask(primitive, context)
+        except OSError as error:
+            # The file went away between reading its header and sending it; half a message may be on its way.
+            await self.abort()
+            raise DatasetError(f"{instance.path}: cannot be read: {error.strerror or error}") from error
+        return Status(response.Status)
+
+    # -- DIMSE-N ------------------------------------------------------------------------------------------------------
+
+    async def _n(self, method: Callable[..., Any], *args: Any, sop_class_uid: str) -> tuple[Status, Dataset | None]:
+        self.context_for(sop_class_uid)
+        await self.begin()
+        self.raw.dimse_timeout = self.modality.timeouts.operation
+        with Stopwatch(self.phases, "operation"):
+            try:
+                answer = await self.call(functools.partial(method, *args, msg_id=self.next_message_id()))
+            except ValueError as error:
+                raise DatasetError(f"the request cannot be encoded: {error}") from error
+        status, dataset = answer if isinstance(answer, tuple) else (answer, None)
+        if "Status" not in status:
+            why = self._why(OperationTimeout(f"{self.modality}: no answer in {self.raw.dimse_timeout:g} s"))
+            await self.abort()
+            raise why
+        return Status(status.Status), dataset
+
+    async def n_event_report(
+        self, event_type: int, sop_class_uid: str, sop_instance_uid: str, dataset: Dataset | None = None
+    ) -> tuple[Status, Dataset | None]:
+        """N-EVENT-REPORT."""
+        return await self._n(
+            self.raw.send_n_event_report,
+            dataset,
+            event_type,
+            UID(sop_class_uid),
+            UID(sop_instance_uid),
+            sop_class_uid=sop_class_uid,
+        )
+
+    async def n_get(
+        self, attributes: Sequence[int], sop_class_uid: str, sop_instance_uid: str
+    ) -> tuple[Status, Dataset | None]:
+        """N-GET."""
+        return await self._n(
+            self.raw.send_n_get, list(attributes), UID(sop_class_uid), UID(sop_instance_uid), sop_class_uid=sop_class_uid
+        )
+
+    async def n_set(self, modifications: Dataset, sop_class_uid: str, sop_instance_uid: str) -> tuple[Status, Dataset | None]:
+        """N-SET."""
+        return await self._n(
+            self.raw.send_n_set, modifications, UID(sop_class_uid), UID(sop_instance_uid), sop_class_uid=sop_class_uid
+        )
+
+    async def n_action(
+        self, action_type: int, sop_class_uid: str, sop_instance_uid: str, dataset: Dataset | None = None
+    ) -> tuple[Status, Dataset | None]:
+        """N-ACTION."""
+        return await self._n(
+            self.raw.send_n_action,
+            dataset,
+            action_type,
+            UID(sop_class_uid),
+            UID(sop_instance_uid),
+            sop_class_uid=sop_class_uid,
+        )
+
+    async def n_create(
+        self, attributes: Dataset | None, sop_class_uid: str, sop_instance_uid: str | None = None
+    ) -> tuple[Status, Dataset | None]:
+        """N-CREATE."""
+        instance = None if sop_instance_uid is None else UID(sop_instance_uid)
+        return await self._n(self.raw.send_n_create, attributes, UID(sop_class_uid), instance, sop_class_uid=sop_class_uid)
+
+    async def n_delete(self, sop_class_uid: str, sop_instance_uid: str) -> Status:
+        """N-DELETE."""
+        status, _ = await self._n(
+            self.raw.send_n_delete, UID(sop_class_uid), UID(sop_instance_uid), sop_class_uid=sop_class_uid
+        )
+        return status
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    async def release(self) -> None:
+        """Release the association."""
+        if self._closed:
+            return
+        try:
+            if self.outstanding is not None:
+                await self.outstanding.stop()
+            if self.is_established:
+                with Stopwatch(self.phases, "release"):
+                    await self.call(self.raw.release)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.abort()
+
+    async def abort(self) -> None:
+        """Abort the association, and give back its threads and descriptors."""
+        if self._closed:
+            return
+        self._closed = True
+        raw = self.raw
+        if not raw.is_released:
+            raw.request_abort()
+        future = asyncio.get_running_loop().run_in_executor(workers(), raw.close_down)
+        with anyio.CancelScope(shield=True):
+            await future
+
+
+def _negotiation_items(modality: Modality, contexts: Iterable[PresentationContext], query: Query | None) -> Iterable[Any]:
+    """The user-information items of a request (PS3.7 D.3.3)."""
+    for context in contexts:
+        if context.scp_role is not None or context.scu_role is not None:
+            role = SCP_SCU_RoleSelectionNegotiation()
+            role.sop_class_uid = UID(context.abstract_syntax)
+            role.scu_role = bool(context.scu_role)
+            role.scp_role = bool(context.scp_role)
+            yield role
+    if query is not None and query.extended_negotiation:
+        extended = SOPClassExtendedNegotiation()
+        extended.sop_class_uid = UID(query.find_sop_class)
+        extended.service_class_application_information = query.extended_negotiation
+        yield extended
+    if modality.user_identity is not None:
+        identity = UserIdentityNegotiation()
+        identity.user_identity_type = modality.user_identity.type_code
+        identity.primary_field = modality.user_identity.primary
+        if modality.user_identity.type_code == 2:
+            identity.secondary_field = modality.user_identity.secondary
+        identity.positive_response_requested = modality.user_identity.response
+        yield identity

@@ -1,0 +1,138 @@
+"""Who may in: by address before a byte is read, by AE title and certificate once they say who they are."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asyncdicom.errors import ConfigurationError
+from asyncdicom.modality import check_ae_title
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# A-ASSOCIATE-RJ as result, source, reason/diagnostic (PS3.8 Table 9-21).
+CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
+CALLED_AE_TITLE_NOT_RECOGNIZED = (1, 1, 7)
+TEMPORARY_CONGESTION = (2, 3, 1)
+LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class AllowRule:
+    """One admitted peer.
+
+    :ivar ae_title: its calling AE title; None for any
+    :ivar networks: where it may come from; none for anywhere
+    """
+
+    ae_title: str | None = None
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def parse(cls, ae_title: str | None = None, networks: Iterable[str] = ()) -> AllowRule:
+        """Make a rule of text.
+
+        :raises ConfigurationError: when a network or the AE title is not one
+        """
+        parsed = []
+        for text in networks:
+            try:
+                parsed.append(ipaddress.ip_network(text))
+            except ValueError as error:
+                raise ConfigurationError("networks", text, f"a network such as 10.1.0.0/16 ({error})") from None
+        return cls(check_ae_title(ae_title) if ae_title else None, tuple(parsed))
+
+    def admits_address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        """Whether the address is in one of the networks."""
+        return not self.networks or any(address.version == network.version and address in network for network in self.networks)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTLS:
+    """TLS of the storage SCP.
+
+    :ivar certificate: our certificate chain
+    :ivar key: its private key
+    :ivar client_ca: authorities of client certificates; None asks for none
+    :ivar bind: common name of a client certificate to the calling AE titles that it may use
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    bind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def context(self) -> ssl.SSLContext:
+        """Make the TLS context. Reads files.
+
+        :raises ConfigurationError: when a file is missing or is not what it should be
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            if self.client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(self.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigurationError("scp.tls", str(self.certificate), f"not usable: {error}") from error
+        return context
+
+
+class Access:
+    """The decisions about who may in.
+
+    :param rules: the admitted peers; none admits everybody, which is for loopback alone
+    :param accept_any: admit everybody beyond loopback too
+    """
+
+    def __init__(self, rules: Iterable[AllowRule] = (), *, accept_any: bool = False) -> None:
+        self.rules = tuple(rules)
+        self.accept_any = accept_any
+
+    def check_binding(self, host: str) -> None:
+        """Refuse to open to a network without knowing who may in.
+
+        :raises ConfigurationError: when the host is beyond loopback and nothing restricts who may in
+        """
+        if self.rules or self.accept_any or is_loopback(host):
+            return
+        raise ConfigurationError(
+            "scp.host", host, "beyond loopback it needs [[scp.allow]], or accept_any = true to take everybody's instances"
+        )
+
+    def admits_address(self, address: str) -> bool:
+        """Whether a connection from an address is served at all."""
+        if not self.rules or self.accept_any:
+            return True
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+        return any(rule.admits_address(parsed) for rule in self.rules)
+
+    def admits(self, calling_ae_title: str, address: str) -> bool:
+        """Whether a calling AE title from an address may associate."""
+        if not self.rules or self.accept_any:
+            return True
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+        return any(rule.ae_title in (None, calling_ae_title) and rule.admits_address(parsed) for rule in self.rules)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to bind to is reachable from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def common_name(certificate: Mapping[str, object] | None) -> str | None:
+    """The common name of a peer's certificate, as :meth:`ssl.SSLSocket.getpeercert` gives it."""
+    for attributes in (certificate or {}).get("subject", ()):  # type: ignore[attr-defined]
+        for name, value in attributes:
+            if name == "commonName":
+                return str(value)
+    return None

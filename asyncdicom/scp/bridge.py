@@ -1,0 +1,356 @@
+"""One association served by engine ``pynetdicom``: its two threads, bridged to the loop for every instance."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import anyio
+from pydicom.uid import UID, UID_dictionary
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext as RawContext
+from pynetdicom.service_class import NonPatientObjectStorageServiceClass, ServiceClass, StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
+from pynetdicom.transport import AddressInformation
+
+from asyncdicom.association.bridge import workers
+from asyncdicom.association.hardened import Fault, HardenedAssociation, HardenedDIMSE, HardenedSocket, Pace
+from asyncdicom.association.received import Received
+from asyncdicom.scp.served import Door, ServedPeer
+from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
+from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+
+logger = logging.getLogger(__name__)
+
+_CANNOT_UNDERSTAND = 0xC000
+# A peer in the middle of a message has so long, in seconds, before its rate counts.
+_RATE_GRACE = 10.0
+
+
+class ServedAE(ApplicationEntity):
+    """Our application entity; who may in, and how many, is decided at the door."""
+
+    @property
+    def active_associations(self) -> list[Any]:
+        """None: pynetdicom would go through every thread of the process for each request."""
+        return []
+
+
+class ServedDIMSE(HardenedDIMSE):
+    """Takes fragments within the budget of bytes in flight and at the minimum rate."""
+
+    def __init__(self, association: ServedAssociation, max_object_size: int) -> None:
+        super().__init__(association, max_object_size)
+        self._served = association
+        self._started = 0.0
+        self._size = 0
+        # Of each message that is complete and not yet answered: its bytes, and when its last fragment came.
+        self.complete: deque[tuple[int, float]] = deque()
+
+    def receive_primitive(self, primitive: Any) -> None:
+        """Take fragments of a message (PS3.7 section 6.3.1)."""
+        now = time.monotonic()
+        if self.message is None:
+            self._started, self._size = now, 0
+        size = sum(len(data) - 1 for _, data in primitive.presentation_data_value_list)
+        door = self._served.door
+        if not door.ingest.budget.take(self._served, size, gone=self._served.is_gone):
+            return
+        self._size += size
+        rate_due = self._started + _RATE_GRACE + (self._size / door.min_rate if door.min_rate else float("inf"))
+        if self.message is not None and now > rate_due:
+            self._cut(Fault.STALLED)
+            return
+        # Before it is handed over: the reactor looks for it as soon as it has the message.
+        self.complete.append((self._size, now))
+        super().receive_primitive(primitive)
+        if self.message is not None:
+            self.complete.pop()
+
+
+class ServedAssociation(HardenedAssociation):
+    """An accepted association.
+
+    :param ae: our application entity
+    :param door: what decides and what takes the instances
+    :param peer: who is there
+    :param loop: where the handlers run
+    """
+
+    dimse: ServedDIMSE
+
+    def __init__(self, ae: ApplicationEntity, door: Door, peer: ServedPeer, loop: asyncio.AbstractEventLoop) -> None:
+        self.door = door
+        self.peer = peer
+        self.ended = asyncio.Event()
+        self._loop = loop
+        self._handling: concurrent.futures.Future[int] | None = None
+        super().__init__(ae, "acceptor", max_object_size=door.max_object_size)
+        self.daemon = True
+        self.name = "AcceptorThread@asyncdicom"
+        self.bind(evt.EVT_ASYNC_OPS, _one_operation_at_a_time)
+
+    def _make_dimse(self, max_object_size: int) -> HardenedDIMSE:
+        return ServedDIMSE(self, max_object_size)
+
+    def is_gone(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return self.is_aborted or self._kill or self.transport.fault is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message is arriving, waiting or being handled."""
+        return self.dimse.message is not None or bool(self.dimse.complete) or self._handling is not None
+
+    def _tell(self, function: Callable[..., None], *args: Any) -> None:
+        self._loop.call_soon_threadsafe(function, *args)
+
+    # -- on the reactor's thread --------------------------------------------------------------------------------------
+
+    def run_reactor(self) -> None:
+        """Serve the association from its request to its end."""
+        try:
+            self._serve()
+        except Exception as error:
+            logger.error("an association ended by a fault of ours: %s", type(error).__name__)
+            logger.debug("traceback", exc_info=True)
+            self.request_abort()
+        finally:
+            self._kill = True
+            self.door.ingest.budget.give_back(self)
+            self._tell(self.door.ingest.answered)
+            self._tell(self.ended.set)
+
+    def _serve(self) -> None:
+        self.dul.start()
+        self._started_dul = True
+        self._dul_ready.wait()
+        request = self.dul.receive_pdu(wait=True, timeout=self.acse_timeout)
+        if not isinstance(request, A_ASSOCIATE):
+            # Silence, half a request, garbage, or a load balancer that looked in and left.
+            if (request is None and self.dul.is_alive()) or self.transport.fault is Fault.STALLED:
+                self._tell(self.door.refused, "artim", self.peer)
+            self.transport.hurry(0.3)
+            self.dul.join(1.0)
+            return
+        self.requestor.primitive = request
+        self.peer.calling_ae_title = str(request.calling_ae_title).strip()
+        self.peer.called_ae_title = str(request.called_ae_title).strip()
+        refusal = self.door.decide(self.peer)
+        if refusal is not None:
+            reason, answer = refusal
+            self.acse.send_reject(*answer)
+            self._tell(self.door.refused, reason, self.peer)
+            self.dul.join(1.0)
+            return
+        try:
+            self.acceptor.supported_contexts = _supported(
+                request.presentation_context_definition_list, self.door.contexts, self.door.promiscuous
+            )
+            self.acse.negotiate_association()
+            if not self.is_established:
+                return
+            self.transport.deadline = None
+            self._tell(self.door.established, self.peer)
+            try:
+                self._run_reactor()
+            finally:
+                self._tell(self.door.closed, self.peer, self._ending())
+        finally:
+            self.door.leave()
+
+    def _ending(self) -> str | None:
+        """Why it was aborted; None after a release."""
+        if self.is_released:
+            return None
+        match self.transport.fault:
+            case Fault.STALLED:
+                return "idle" if not self.is_busy else "stalled"
+            case Fault.CLOSED | Fault.RESET:
+                return "connection_lost"
+            case Fault.TOO_LARGE:
+                return "too_large"
+            case Fault.PROTOCOL:
+                return "protocol_error"
+        return "drain" if self._sent_abort else "peer"
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        if not isinstance(msg, C_STORE):
+            super()._serve_request(msg, context_id)
+            self._give_back()
+            return
+        context = self._accepted_cx.get(context_id)
+        if context is None or msg.MessageID is None:
+            self.request_abort()
+            return
+        if msg.is_valid_request and msg.DataSet is not None:
+            status = self._take(msg, str(context.transfer_syntax[0]))
+        else:
+            status = _CANNOT_UNDERSTAND
+        self._give_back()
+        if status is None or not self.is_established:
+            return
+        response = C_STORE()
+        response.MessageIDBeingRespondedTo = msg.MessageID
+        response.AffectedSOPClassUID = msg.AffectedSOPClassUID
+        response.AffectedSOPInstanceUID = msg.AffectedSOPInstanceUID
+        response.Status = status
+        self.dimse.send_msg(response, context_id)
+
+    def _take(self, message: Any, transfer_syntax: str) -> int | None:
+        """Have the instance handled on the loop, and wait for its status; None when the service gave up on it."""
+        received = Received(
+            data=message.DataSet.getbuffer(),
+            sop_class_uid=str(message.AffectedSOPClassUID),
+            sop_instance_uid=str(message.AffectedSOPInstanceUID),
+            transfer_syntax_uid=transfer_syntax,
+            calling_ae_title=self.peer.calling_ae_title,
+            called_ae_title=self.peer.called_ae_title,
+            peer_address=self.peer.address,
+            move_originator_ae_title=message.MoveOriginatorApplicationEntityTitle or None,
+            move_originator_message_id=message.MoveOriginatorMessageID,
+        )
+        started = self.dimse.complete[0][1] if self.dimse.complete else time.monotonic()
+        self._handling = asyncio.run_coroutine_threadsafe(self.door.ingest.take(received, started), self._loop)
+        try:
+            return self._handling.result()
+        except concurrent.futures.CancelledError:
+            return None
+        finally:
+            self._handling = None
+
+    def _give_back(self) -> None:
+        if self.dimse.complete:
+            size, _ = self.dimse.complete.popleft()
+            self.door.ingest.budget.give_back(self, size)
+            self._tell(self.door.ingest.answered)
+
+    # -- on the loop --------------------------------------------------------------------------------------------------
+
+    def give_up(self) -> None:
+        """Abort, whatever is under way: what has not been acknowledged is the sender's to send again."""
+        handling = self._handling
+        if handling is not None:
+            handling.cancel()
+        self.request_abort()
+
+
+async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: float) -> None:
+    """Serve one connection until it is over.
+
+    :param sock: connected and non-blocking, TLS already established; it is closed here
+    :param deadline: monotonic time by which the request for association must be here (ARTIM)
+    """
+    loop = asyncio.get_running_loop()
+    ae = _application_entity(door)
+    try:
+        association = ServedAssociation(ae, door, peer, loop)
+        association.set_socket(
+            HardenedSocket(
+                association, sock, max_pdu=door.max_pdu, pace=Pace(door.idle_timeout, None, door.min_rate), deadline=deadline
+            )
+        )
+    except BaseException:
+        sock.close()
+        raise
+    association.acse_timeout = max(0.001, deadline - time.monotonic())
+    association.network_timeout = door.idle_timeout
+    association.acceptor.maximum_length = door.max_pdu
+    association.acceptor.ae_title = ae.ae_title
+    association.acceptor.implementation_class_uid = ae.implementation_class_uid
+    association.acceptor.implementation_version_name = ae.implementation_version_name
+    association.requestor.address_info = association.acceptor.address_info = _nominal_address()
+    door.serving.add(association)
+    try:
+        association.start()
+        await association.ended.wait()
+    except BaseException:
+        association.give_up()
+        with anyio.move_on_after(2.0, shield=True):
+            await association.ended.wait()
+        raise
+    finally:
+        door.serving.discard(association)
+        with anyio.CancelScope(shield=True):
+            await loop.run_in_executor(workers(), association.close_down)
+
+
+@functools.cache
+def _nominal_address() -> AddressInformation:
+    # pynetdicom wants one for its events; making it asks the resolver, and who is there is known to the door.
+    return AddressInformation("127.0.0.1", 0)
+
+
+def _application_entity(door: Door) -> ServedAE:
+    ae = ServedAE(door.ae_title)
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    ae.implementation_version_name = IMPLEMENTATION_VERSION
+    ae.maximum_associations = 1 << 30
+    return ae
+
+
+def _one_operation_at_a_time(event: Any) -> tuple[int, int]:
+    # Offered an asynchronous operations window, we answer 1/1: some senders pipeline without limit until told so.
+    return 1, 1
+
+
+def _supported(
+    proposed: Iterable[RawContext], contexts: Sequence[PresentationContext] | None, promiscuous: bool
+) -> list[RawContext]:
+    """What we support of what is proposed: an entry for each abstract syntax, with its transfer syntaxes.
+
+    Made of the proposal itself: every storage SOP class in every transfer syntax would be thousands of pairs to compare, and
+    private ones are in no table.
+    """
+    offered: dict[str, list[str]] = {}
+    for context in proposed:
+        offered.setdefault(str(context.abstract_syntax), []).extend(str(syntax) for syntax in context.transfer_syntax)
+    supported = []
+    restricted = None if contexts is None else {context.abstract_syntax: context.transfer_syntaxes for context in contexts}
+    for abstract_syntax, transfer_syntaxes in offered.items():
+        if restricted is None:
+            kept = (
+                [syntax for syntax in transfer_syntaxes if promiscuous or _is_transfer_syntax(syntax)]
+                if abstract_syntax == VERIFICATION or is_storage(abstract_syntax, promiscuous)
+                else []
+            )
+        else:
+            kept = list(restricted.get(abstract_syntax, ()))
+        if kept:
+            context = RawContext()
+            context.abstract_syntax = UID(abstract_syntax)
+            context._transfer_syntax = [UID(syntax) for syntax in dict.fromkeys(kept)]
+            supported.append(context)
+    return supported
+
+
+def _is_transfer_syntax(uid: str) -> bool:
+    return uid in UID_dictionary and UID_dictionary[uid][1] == "Transfer Syntax"
+
+
+@functools.lru_cache(maxsize=4096)
+def is_storage(abstract_syntax: str, promiscuous: bool) -> bool:
+    """Whether an abstract syntax is a storage SOP class.
+
+    :param promiscuous: whether one that nobody knows counts as one
+    """
+    service = uid_to_service_class(UID(abstract_syntax))
+    if service in (StorageServiceClass, NonPatientObjectStorageServiceClass):
+        return True
+    if service is not ServiceClass:
+        return False
+    known = UID_dictionary.get(abstract_syntax)
+    if known is None:
+        return promiscuous
+    # The retired ones, which pynetdicom does not list.
+    return known[1] == "SOP Class" and "Storage" in known[0] and abstract_syntax.startswith("1.2.840.10008.5.1.4.1.1.")

@@ -1,0 +1,115 @@
+"""What an association is served with, whichever engine serves it: who is there, who decides, and who takes the instances."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from asyncdicom.observe import Observer
+from asyncdicom.scp import access as access_module
+from asyncdicom.scp.access import Access
+from asyncdicom.scp.ingest import Ingest
+from asyncdicom.upper_layer.context import PresentationContext
+
+
+@dataclass(slots=True)
+class ServedPeer:
+    """Who is there.
+
+    :ivar address: its address
+    :ivar common_name: of its certificate, when it showed one
+    :ivar calling_ae_title: as it calls itself
+    :ivar called_ae_title: as it calls us
+    """
+
+    address: str
+    common_name: str | None = None
+    calling_ae_title: str = ""
+    called_ae_title: str = ""
+
+
+class Serving(Protocol):
+    """An association that is being served."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message is arriving, waiting or being handled."""
+        ...
+
+    def give_up(self) -> None:
+        """Abort it, whatever is under way. Called on the loop."""
+
+
+@dataclass
+class Door:
+    """The decisions and limits that all associations of one storage SCP share.
+
+    ``decide`` and ``leave`` are called from any thread; the others on the loop.
+
+    :ivar serving: the connections that are being served, also before they are associations
+    :ivar count: established associations
+    """
+
+    ae_title: str
+    access: Access
+    ingest: Ingest
+    observer: Observer
+    max_associations: int
+    max_pdu: int
+    max_object_size: int
+    require_called_ae_title: bool
+    idle_timeout: float
+    min_rate: int
+    promiscuous: bool
+    bind: dict[str, frozenset[str]]
+    contexts: Sequence[PresentationContext] | None = None
+    draining: bool = False
+    count: int = 0
+    serving: set[Serving] = field(default_factory=set)
+    _admitted: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def decide(self, peer: ServedPeer) -> tuple[str, tuple[int, int, int]] | None:
+        """Whether a request for association is rejected.
+
+        :return: None to accept, else the reason for :class:`asyncdicom.observe.Observer` and the A-ASSOCIATE-RJ
+        """
+        if self.draining:
+            return "draining", access_module.TEMPORARY_CONGESTION
+        if self.require_called_ae_title and peer.called_ae_title != self.ae_title:
+            return "called_ae_title", access_module.CALLED_AE_TITLE_NOT_RECOGNIZED
+        if not self.access.admits(peer.calling_ae_title, peer.address):
+            return "calling_ae_title", access_module.CALLING_AE_TITLE_NOT_RECOGNIZED
+        if self.bind and peer.calling_ae_title not in self.bind.get(peer.common_name or "", frozenset()):
+            return "calling_ae_title", access_module.CALLING_AE_TITLE_NOT_RECOGNIZED
+        with self._lock:
+            if self._admitted >= self.max_associations:
+                return "limit", access_module.LOCAL_LIMIT_EXCEEDED
+            self._admitted += 1
+        return None
+
+    def leave(self) -> None:
+        """One that was let in is gone. Called from any thread."""
+        with self._lock:
+            self._admitted -= 1
+
+    def refused(self, reason: str, peer: ServedPeer) -> None:
+        """A peer was turned away."""
+        self.observer.scp_association_rejected(reason, peer.calling_ae_title, peer.address)
+
+    def established(self, peer: ServedPeer) -> None:
+        """An association stands."""
+        self.count += 1
+        self.observer.scp_association_opened(peer.calling_ae_title, peer.address)
+
+    def closed(self, peer: ServedPeer, ending: str | None) -> None:
+        """An association is over.
+
+        :param ending: why it was aborted; None after a release
+        """
+        self.count -= 1
+        if ending is not None:
+            self.observer.scp_association_aborted(ending, peer.calling_ae_title, peer.address)
+        self.observer.scp_association_closed(peer.calling_ae_title, peer.address)

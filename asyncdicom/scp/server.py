@@ -1,0 +1,350 @@
+"""The storage SCP: the listener, and the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib
+import logging
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncdicom.archive import Archive
+from asyncdicom.association.contract import resolve_engine
+from asyncdicom.association.received import Received
+from asyncdicom.association.transport import shake_hands
+from asyncdicom.errors import ConfigurationError
+from asyncdicom.modality import Engine, check_ae_title
+from asyncdicom.observe import NULL_OBSERVER, Observer
+from asyncdicom.scp.access import Access, ServerTLS, common_name
+from asyncdicom.scp.handler import UNHANDLED_EXCEPTION, Handler, sink_of
+from asyncdicom.scp.ingest import ByteBudget, Ingest
+from asyncdicom.scp.served import Door, ServedPeer
+from asyncdicom.upper_layer.context import PresentationContext
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+# Connections that have not yet asked for an association: a flood of them must not use up the descriptors.
+_MAX_HALF_OPEN = 4096
+# Running out of these is a matter of waiting; anything else of the listener is a fault.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
+# While draining, an association that has been quiet for so long, in seconds, has nothing under way.
+_QUIET = 1.0
+# What is aborted at the end of a drain has so long, in seconds, to be gone.
+_ABORT_GRACE = 3.0
+_ENGINES = {"pynetdicom": "asyncdicom.scp.bridge"}
+
+
+class StorageSCP:
+    """A storage SCP and verification SCP; serves once entered.
+
+    ::
+
+        async def handle(received: Received) -> int:
+            ...
+            return 0x0000
+
+        async with StorageSCP(handle, port=11112):
+            await anyio.sleep_forever()
+
+    :param handler: ``handler(received, *args)``, ``async def`` or ``def``, returning a DICOM status; or an
+        :class:`asyncdicom.Archive`. Without one, and when it raises, the peer gets 0xC211
+    :param host: where to listen; beyond loopback it needs `access` rules
+    :param port: TCP port, 0 for a free one
+    :param ae_title: our AE title
+    :param args: further arguments for the handler
+    :param engine: ``native`` or ``pynetdicom``
+    :param access: who may in; default everybody on loopback
+    :param tls: TLS; default none
+    :param max_associations: beyond it requests are rejected transiently (local limit exceeded)
+    :param max_pdu: maximum PDU length announced and enforced, in bytes
+    :param max_object_size: bytes of the largest dataset; a larger one is cut by A-ABORT
+    :param require_called_ae_title: reject requests that call us by another AE title
+    :param artim_timeout: seconds from connection to the whole request for association
+    :param idle_timeout: seconds without anything from an association
+    :param min_rate: bytes a second that a peer in the middle of a message must deliver; 0 for none
+    :param drain_timeout: seconds that :meth:`drain` waits for what is under way
+    :param promiscuous: accept private and unknown SOP classes as storage
+    :param budget: bytes of datasets that may be in memory at once
+    :param contexts: accept these presentation contexts alone
+    :param observer: told what happens
+    :raises ConfigurationError: when it would listen beyond loopback without knowing who may in, or a value is wrong
+    """
+
+    def __init__(
+        self,
+        handler: Handler | Archive | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 11112,
+        ae_title: str = "ASYNCDICOM",
+        args: Sequence[Any] = (),
+        engine: Engine | None = None,
+        access: Access | None = None,
+        tls: ServerTLS | None = None,
+        max_associations: int = 1000,
+        max_pdu: int = 131_072,
+        max_object_size: int = 4 << 30,
+        require_called_ae_title: bool = False,
+        artim_timeout: float = 10.0,
+        idle_timeout: float = 60.0,
+        min_rate: int = 500,
+        drain_timeout: float = 30.0,
+        promiscuous: bool = True,
+        budget: int = 256 << 20,
+        contexts: Sequence[PresentationContext] | None = None,
+        observer: Observer = NULL_OBSERVER,
+    ) -> None:
+        if not 0 <= port <= 65_535:
+            raise ConfigurationError("port", port, "a TCP port from 0 to 65535; 0 takes a free one")
+        access = access or Access()
+        access.check_binding(host)
+        self.host = host
+        self.port = port
+        self._tls = tls
+        self._artim_timeout = artim_timeout
+        self._drain_timeout = drain_timeout
+        self._serve = importlib.import_module(_ENGINES[resolve_engine(engine)]).serve
+        # Plain functions as handlers block: each may, without keeping the others from running.
+        self._executor = ThreadPoolExecutor(max(32, max_associations), thread_name_prefix="asyncdicom-handler")
+        self._door = Door(
+            ae_title=check_ae_title(ae_title),
+            access=access,
+            ingest=Ingest(sink_of(handler, args, self._executor), observer, ByteBudget(budget)),
+            observer=observer,
+            max_associations=max_associations,
+            max_pdu=max_pdu,
+            max_object_size=max_object_size,
+            require_called_ae_title=require_called_ae_title,
+            idle_timeout=idle_timeout,
+            min_rate=min_rate,
+            promiscuous=promiscuous,
+            bind={} if tls is None else {name: frozenset(titles) for name, titles in tls.bind.items()},
+            contexts=contexts,
+        )
+        self._half_open = 0
+        self._listeners: list[socket.socket] = []
+        self._tasks: TaskGroup | None = None
+        self._ssl: ssl.SSLContext | None = None
+        self._stack = AsyncExitStack()
+
+    # -- living -------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if self._tls is not None:
+            self._ssl = await loop.run_in_executor(self._executor, self._tls.context)
+        self._listeners = self._bind()
+        self.port = self._listeners[0].getsockname()[1]
+        try:
+            self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        except BaseException:
+            self._close_listeners()
+            raise
+        for listener in self._listeners:
+            self._tasks.start_soon(self._accept, listener)
+        self._door.observer.ingest_in_flight(0, self._door.ingest.budget.limit)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._close_listeners()
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+        try:
+            return await self._stack.__aexit__(kind, error, trace)
+        finally:
+            # Its threads may be in a handler of the user's that never ends; nobody waits for those.
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _bind(self) -> list[socket.socket]:
+        listeners: list[socket.socket] = []
+        try:
+            # An address of ours is looked up without asking the network, so this does not block the loop.
+            found = socket.getaddrinfo(self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, kind, _, _, address in dict.fromkeys(found):
+                if self.port == 0 and listeners:
+                    break
+                listener = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+                listeners.append(listener)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind(address)
+                listener.listen(_BACKLOG)
+        except OSError as error:
+            for listener in listeners:
+                listener.close()
+            raise ConfigurationError(
+                "scp.port", f"{self.host}:{self.port}", f"cannot listen there: {error.strerror}"
+            ) from error
+        return listeners
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+        self._listeners = []
+
+    # -- looking after it ---------------------------------------------------------------------------------------------
+
+    @property
+    def associations(self) -> int:
+        """Established associations."""
+        return self._door.count
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the listener is open and new associations are welcome."""
+        return bool(self._listeners) and not self._door.draining
+
+    @property
+    def access(self) -> Access:
+        """Who may in; replacing it counts from the next request on."""
+        return self._door.access
+
+    @access.setter
+    def access(self, access: Access) -> None:
+        access.check_binding(self.host)
+        self._door.access = access
+
+    async def drain(self) -> None:
+        """Accept nothing new, finish what is under way, then abort what is left.
+
+        New requests are rejected transiently. Returns after at most the drain timeout and a few seconds for the aborts.
+        """
+        self._door.draining = True
+        quiet_since: dict[Any, float] = {}
+        deadline = time.monotonic() + self._drain_timeout
+        while self._door.serving and time.monotonic() < deadline + _ABORT_GRACE:
+            now = time.monotonic()
+            for association in list(self._door.serving):
+                if association.is_busy and now < deadline:
+                    quiet_since.pop(association, None)
+                elif now >= deadline or now - quiet_since.setdefault(association, now) > _QUIET:
+                    association.give_up()
+            await anyio.sleep(0.05)
+
+    async def received(self) -> AsyncIterator[Received]:
+        """Receive by iteration instead of by a handler: the instance is acknowledged when the next one is asked for.
+
+        An instance in whose turn the loop ends, by whatever way, is answered with 0xC211.
+        """
+        send, receive = anyio.create_memory_object_stream[tuple[Received, asyncio.Future[int]]]()
+
+        async def offer(received: Received) -> int:
+            answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            await send.send((received, answer))
+            return await answer
+
+        previous, self._door.ingest.sink = self._door.ingest.sink, offer
+        answer: asyncio.Future[int] | None = None
+        try:
+            async with receive:
+                async for received, answer in receive:
+                    yield received
+                    if not answer.done():
+                        answer.set_result(0x0000)
+        finally:
+            self._door.ingest.sink = previous
+            send.close()
+            if answer is not None and not answer.done():
+                answer.set_result(UNHANDLED_EXCEPTION)
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    # The connection stays in the backlog; trying again at once would take the whole processor.
+                    logger.error("cannot accept: %s", error.strerror)
+                    await anyio.sleep(0.1)
+                elif error.errno not in _PASSING:
+                    raise
+                continue
+            peer = ServedPeer(str(address[0]))
+            if not self._door.access.admits_address(peer.address):
+                sock.close()
+                self._door.refused("network", peer)
+            elif self._half_open >= _MAX_HALF_OPEN:
+                sock.close()
+                self._door.refused("limit", peer)
+            elif self._tasks is not None:
+                self._tasks.start_soon(self._connection, sock, peer)
+
+    async def _connection(self, sock: socket.socket, peer: ServedPeer) -> None:
+        """One connection, from accepted to gone. What goes wrong in it stays in it."""
+        deadline = time.monotonic() + self._artim_timeout
+        try:
+            if self._ssl is not None:
+                sock = await self._secure(sock, self._ssl, peer)
+            ready = await self._first_byte(sock, deadline)
+        except OSError as error:
+            sock.close()
+            self._door.refused("tls" if self._ssl is not None else "artim", peer)
+            logger.info("a connection from %s ended before it began: %s", peer.address, type(error).__name__)
+            return
+        except BaseException:
+            sock.close()
+            raise
+        if not ready:
+            # A load balancer that looks whether we are there: cheap, and nothing to report.
+            sock.close()
+            return
+        try:
+            await self._serve(self._door, sock, peer, deadline)
+        except Exception as error:
+            logger.error("serving a connection from %s failed: %s", peer.address, type(error).__name__)
+            logger.debug("traceback", exc_info=True)
+
+    async def _secure(self, sock: socket.socket, context: ssl.SSLContext, peer: ServedPeer) -> ssl.SSLSocket:
+        self._half_open += 1
+        try:
+            secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            try:
+                with anyio.fail_after(self._artim_timeout):
+                    await shake_hands(secured)
+            except BaseException:
+                secured.close()
+                raise
+        finally:
+            self._half_open -= 1
+        peer.common_name = common_name(secured.getpeercert())
+        return secured
+
+    async def _first_byte(self, sock: socket.socket, deadline: float) -> bool:
+        """Wait for the peer to say something, before threads are spent on it.
+
+        :return: False when it went away instead
+        :raises TimeoutError: when it kept silent
+        """
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            return True
+        self._half_open += 1
+        try:
+            with anyio.fail_after(deadline - time.monotonic()):
+                await anyio.wait_readable(sock)
+        finally:
+            self._half_open -= 1
+        if isinstance(sock, ssl.SSLSocket):
+            return True
+        try:
+            return bool(sock.recv(1, socket.MSG_PEEK))
+        except (BlockingIOError, ConnectionError):
+            return False
