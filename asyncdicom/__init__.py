@@ -1,5 +1,139 @@
-"""asyncdicom: the asyncio service and library for fleets of DICOM devices."""
+"""asyncdicom: the asyncio service and library for fleets of DICOM devices.
+
+Ask one::
+
+    async with asyncdicom.associate(asyncdicom.Modality("ct1", "CT1", "10.1.2.3", 104)) as association:
+        status = await association.echo()
+
+Ask many::
+
+    async with asyncdicom.Fleet.load("asyncdicom.toml") as fleet:
+        async for outcome in fleet.echo():
+            print(outcome.modality, outcome.reason)
+
+Receive::
+
+    async with asyncdicom.Archive("data/archive") as archive, asyncdicom.StorageSCP(archive, port=11112):
+        await anyio.sleep_forever()
+
+This is the only import path that users need. Names are loaded when they are first used, so that importing the package costs
+next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from asyncdicom._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from asyncdicom import testing
+    from asyncdicom.archive import Archive, Stored
+    from asyncdicom.association.contract import (
+        Association,
+        Response,
+        associate,
+        contexts_for,
+        contexts_for_get,
+    )
+    from asyncdicom.association.instance import Instance
+    from asyncdicom.association.query import Match, Query
+    from asyncdicom.association.received import Received
+    from asyncdicom.errors import (
+        ArchiveError,
+        ArchiveFull,
+        AssociateTimeout,
+        AssociationAborted,
+        AssociationRejected,
+        AsyncDicomError,
+        ConfigurationError,
+        ConnectionLost,
+        ConnectRefused,
+        ConnectTimeout,
+        DatasetError,
+        FailureStatus,
+        NoPresentationContext,
+        OperationError,
+        OperationTimeout,
+        ProtocolError,
+        ResolveFailed,
+        TLSFailed,
+    )
+    from asyncdicom.fleet.fleet import Fleet, Matches
+    from asyncdicom.fleet.limits import Breaker
+    from asyncdicom.fleet.retrieve import Ledger
+    from asyncdicom.modality import TLS, Limits, Modality, Timeouts, UserIdentity
+    from asyncdicom.observe import Observer
+    from asyncdicom.outcome import Outcome, Peer, Phases, Reason, Rejected, Status, SubOperations
+    from asyncdicom.scp.access import Access, AllowRule, ServerTLS
+    from asyncdicom.scp.server import StorageSCP
+    from asyncdicom.upper_layer.context import PresentationContext
+
+# Where each name lives; held against the imports above by the tests.
+_HOMES = {
+    # who they are
+    **dict.fromkeys(("Limits", "Modality", "TLS", "Timeouts", "UserIdentity"), "asyncdicom.modality"),
+    # we call them
+    **dict.fromkeys(
+        ("Association", "Response", "associate", "contexts_for", "contexts_for_get"), "asyncdicom.association.contract"
+    ),
+    **dict.fromkeys(("Match", "Query"), "asyncdicom.association.query"),
+    "Instance": "asyncdicom.association.instance",
+    "PresentationContext": "asyncdicom.upper_layer.context",
+    **dict.fromkeys(("Fleet", "Matches"), "asyncdicom.fleet.fleet"),
+    "Breaker": "asyncdicom.fleet.limits",
+    "Ledger": "asyncdicom.fleet.retrieve",
+    # they call us
+    "StorageSCP": "asyncdicom.scp.server",
+    **dict.fromkeys(("Access", "AllowRule", "ServerTLS"), "asyncdicom.scp.access"),
+    "Received": "asyncdicom.association.received",
+    **dict.fromkeys(("Archive", "Stored"), "asyncdicom.archive"),
+    # what came back
+    **dict.fromkeys(("Outcome", "Peer", "Phases", "Reason", "Rejected", "Status", "SubOperations"), "asyncdicom.outcome"),
+    "Observer": "asyncdicom.observe",
+    # what went wrong
+    **dict.fromkeys(
+        (
+            "ArchiveError",
+            "ArchiveFull",
+            "AssociateTimeout",
+            "AssociationAborted",
+            "AssociationRejected",
+            "AsyncDicomError",
+            "ConfigurationError",
+            "ConnectRefused",
+            "ConnectTimeout",
+            "ConnectionLost",
+            "DatasetError",
+            "FailureStatus",
+            "NoPresentationContext",
+            "OperationError",
+            "OperationTimeout",
+            "ProtocolError",
+            "ResolveFailed",
+            "TLSFailed",
+        ),
+        "asyncdicom.errors",
+    ),
+}
+
+__all__ = [  # noqa: PLE0604
+    "__version__",
+    "testing",
+    *_HOMES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("asyncdicom.testing")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import queue
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,8 @@ class BridgedAssociation(Association):
 
     def __init__(self, modality: Modality, phases: Phases) -> None:
         super().__init__(modality, phases)
-        self._message_id = 0
+        # By chance, so that instances that come to us by C-MOVE can be told apart by the ID of the request (PS3.7 9.1.1.1).
+        self._message_id = secrets.randbelow(0xFFFF)
         self.outstanding: Exchange | None = None
         self._closed = False
 

@@ -101,6 +101,11 @@ class Response:
 class Responses(Protocol):
     """Responses as they come. Stopping early is fine: the peer is then stopped by C-CANCEL."""
 
+    @property
+    def message_id(self) -> int:
+        """The Message ID of the request; 0 before it is sent, which is when the first response is asked for."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[Response]: ...
 
     async def __anext__(self) -> Response: ...

@@ -216,6 +216,11 @@ class Retrieving:
         )
         return Response(status, counts, failed)
 
+    @property
+    def message_id(self) -> int:
+        """The Message ID of the request; 0 before it is sent."""
+        return int(self._primitive.MessageID or 0)
+
     async def _serve(self, message: Any) -> None:
         """Take one instance that the peer sends us (PS3.4 C.4.3.3)."""
         association = self._association

@@ -1,0 +1,353 @@
+"""What a fleet does with one modality: an operation, from its association to its outcomes."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncdicom.archive import Archive
+from asyncdicom.association.contract import (
+    Association,
+    InstanceHandler,
+    Response,
+    associate,
+    contexts_for_get,
+)
+from asyncdicom.association.instance import Instance
+from asyncdicom.association.query import Match, Query
+from asyncdicom.association.received import Received
+from asyncdicom.errors import DatasetError, OperationError
+from asyncdicom.fleet.retrieve import Ledger, difference
+from asyncdicom.modality import Engine, Modality
+from asyncdicom.observe import Observer
+from asyncdicom.outcome import (
+    Operation,
+    Outcome,
+    Peer,
+    Phases,
+    Reason,
+    Rejected,
+    Status,
+    SubOperations,
+    reason_of,
+    rejection_of,
+    status_of,
+)
+from asyncdicom.upper_layer import context as uid
+from asyncdicom.upper_layer.context import PresentationContext
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """How a fleet introduces itself and associates."""
+
+    calling_ae_title: str
+    engine: Engine | None
+    observer: Observer
+
+
+@dataclass(slots=True)
+class Report:
+    """What is known of one attempt, as far as it got."""
+
+    started: float = field(default_factory=time.monotonic)
+    phases: Phases = field(default_factory=Phases)
+    peer: Peer = field(default_factory=Peer)
+    reason: Reason = Reason.OK
+    status: Status | None = None
+    rejected: Rejected = field(default_factory=Rejected)
+    detail: str = ""
+    sub_operations: SubOperations | None = None
+    received: int | None = None
+    matches: int | None = None
+
+    def failed(self, error: OperationError) -> None:
+        """It ended by an error."""
+        self.reason = reason_of(error)
+        self.status = status_of(error) or self.status
+        self.rejected = rejection_of(error)
+        self.detail = error.detail
+
+    def answered(self, status: Status) -> None:
+        """It ended by a final status."""
+        self.status = status
+        if status.category not in ("Success", "Warning"):
+            self.reason = Reason.FAILURE_STATUS
+            self.detail = f"the peer answered with status {status!r}"
+
+
+# Where the outcomes of a job go.
+Emit = Callable[[Outcome], None]
+
+
+class Job(ABC):
+    """One operation on one modality.
+
+    :param modality: on whom
+    :param caller: by whom
+    """
+
+    operation: Operation
+
+    def __init__(self, modality: Modality, caller: Caller) -> None:
+        self.modality = modality
+        self.caller = caller
+        self.attempts = 0
+
+    def associate(
+        self, contexts: Sequence[PresentationContext], report: Report, query: Query | None = None
+    ) -> AbstractAsyncContextManager[Association]:
+        """The association for an attempt."""
+        return associate(
+            self.modality,
+            calling_ae_title=self.caller.calling_ae_title,
+            contexts=contexts,
+            engine=self.caller.engine,
+            query=query,
+            phases=report.phases,
+            observer=self.caller.observer,
+        )
+
+    def outcome(self, report: Report, **fields: Any) -> Outcome:
+        """The outcome that a report stands for."""
+        return Outcome(
+            modality=self.modality.name,
+            operation=self.operation,
+            reason=report.reason,
+            status=report.status,
+            duration=time.monotonic() - report.started,
+            phases=report.phases,
+            peer=report.peer,
+            rejected=report.rejected,
+            detail=report.detail,
+            ae_title=self.modality.ae_title,
+            host=self.modality.host,
+            port=self.modality.port,
+            attempts=max(1, self.attempts),
+            sub_operations=report.sub_operations,
+            received=report.received,
+            matches=report.matches,
+            **fields,
+        )
+
+    async def attempt(self, report: Report) -> None:
+        """Try once. What the peer does wrong ends in the report; everything else is raised."""
+        self.attempts += 1
+        try:
+            await self.perform(report)
+        except OperationError as error:
+            report.failed(error)
+
+    @abstractmethod
+    async def perform(self, report: Report) -> None:
+        """Associate and operate.
+
+        :raises OperationError: when the peer does not do its part
+        """
+
+    def may_retry(self, report: Report) -> bool:
+        """Whether trying again is worth it, and harmless."""
+        return report.reason in TRANSIENT and report.phases.operation is None
+
+    def finish(self, report: Report, emit: Emit) -> None:
+        """Emit what is left to be told, at the end of the last attempt or instead of the first."""
+        emit(self.outcome(report))
+
+
+# What may be different a moment later. A permanent rejection will not be, and a timeout has cost enough.
+TRANSIENT = {Reason.REJECTED_TRANSIENT, Reason.CONNECT_REFUSED, Reason.CONNECTION_LOST, Reason.CONNECT_TIMEOUT}
+
+
+class EchoJob(Job):
+    """C-ECHO."""
+
+    operation: Operation = "echo"
+
+    async def perform(self, report: Report) -> None:
+        """Associate for verification alone, and echo."""
+        async with self.associate([PresentationContext(uid.VERIFICATION)], report) as association:
+            report.peer = association.peer
+            report.answered(await association.echo())
+
+
+class FindJob(Job):
+    """C-FIND.
+
+    :param deliver: takes each match and answers whether more are wanted; awaiting it slows the peer down
+    """
+
+    operation: Operation = "find"
+
+    def __init__(
+        self,
+        modality: Modality,
+        caller: Caller,
+        query: Query,
+        deliver: Callable[[Match], Awaitable[bool]],
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(modality, caller)
+        self._query = query
+        self._deliver = deliver
+        self._limit = limit
+
+    async def perform(self, report: Report) -> None:
+        """Associate for the information model, and find."""
+        report.matches = 0
+        contexts = [PresentationContext(self._query.find_sop_class)]
+        async with self.associate(contexts, report, self._query) as association:
+            report.peer = association.peer
+            matches = association.find(self._query, limit=self._limit)
+            async for match in matches:
+                report.matches += 1
+                if not await self._deliver(match):
+                    await matches.aclose()
+            report.status = Status(0x0000)
+
+    def may_retry(self, report: Report) -> bool:
+        """Matches that were delivered would be delivered again."""
+        return super().may_retry(report) and not report.matches
+
+
+class RetrieveJob(Job):
+    """What C-MOVE and C-GET have in common."""
+
+    def settle(self, report: Report, response: Response | None, kept: int | None) -> None:
+        """Reconcile what the peer counts with what came."""
+        report.received = kept
+        if response is None:
+            report.reason = Reason.PROTOCOL_ERROR
+            report.detail = "the peer gave no response"
+            return
+        counts = report.sub_operations = response.sub_operations
+        report.answered(response.status)
+        if report.reason is Reason.OK and counts.failed:
+            report.reason = Reason.FAILURE_STATUS
+            report.detail = f"{counts.failed} of {counts.total} sub-operations failed"
+        missing = difference(counts, kept)
+        if missing:
+            report.detail = f"{report.detail}; {missing}" if report.detail else missing
+            if report.reason is Reason.OK:
+                report.reason = Reason.PROTOCOL_ERROR
+
+
+class MoveJob(RetrieveJob):
+    """C-MOVE."""
+
+    operation: Operation = "move"
+
+    def __init__(self, modality: Modality, caller: Caller, query: Query, to: str, ledger: Ledger | None = None) -> None:
+        super().__init__(modality, caller)
+        self._query = query
+        self._to = to
+        self._ledger = ledger
+
+    async def perform(self, report: Report) -> None:
+        """Associate for the information model, and move."""
+        last = None
+        async with self.associate([PresentationContext(self._query.move_sop_class)], report) as association:
+            report.peer = association.peer
+            responses = association.move(self._query, to=self._to)
+            async for response in responses:
+                last = response
+                report.sub_operations = response.sub_operations
+            kept = None
+            if self._ledger is not None:
+                title = self.modality.calling_ae_title or self.caller.calling_ae_title
+                kept = self._ledger.close(title, responses.message_id)
+            self.settle(report, last, kept)
+
+
+class GetJob(RetrieveJob):
+    """C-GET.
+
+    :param into: an archive, or a handler that answers a status
+    """
+
+    operation: Operation = "get"
+
+    def __init__(self, modality: Modality, caller: Caller, query: Query, into: Archive | InstanceHandler) -> None:
+        super().__init__(modality, caller)
+        self._query = query
+        self._into = into
+        self._kept: set[str] = set()
+
+    async def _keep(self, received: Received) -> int:
+        if isinstance(self._into, Archive):
+            stored = await self._into.store(received)
+            received.path, status = stored.path, int(stored.status)
+        else:
+            result: Any = self._into(received)
+            status = int(await result if inspect.isawaitable(result) else result)
+        if Status(status).category in ("Success", "Warning"):
+            self._kept.add(received.sop_instance_uid)
+        return status
+
+    async def perform(self, report: Report) -> None:
+        """Associate for the information model and for storage, and get."""
+        self._kept.clear()
+        last = None
+        async with self.associate(contexts_for_get(self._query), report) as association:
+            report.peer = association.peer
+            async for response in association.get(self._query, self._keep):
+                last = response
+                report.sub_operations, report.received = response.sub_operations, len(self._kept)
+            self.settle(report, last, len(self._kept))
+
+
+class StoreJob(Job):
+    """C-STORE of several instances over as few associations as their presentation contexts need.
+
+    An association that breaks costs the instance that was under way; the others go on over the next one.
+
+    :param emit: takes the outcome of each instance as soon as it is known
+    """
+
+    operation: Operation = "store"
+
+    def __init__(self, modality: Modality, caller: Caller, instances: Sequence[Instance], emit: Emit) -> None:
+        super().__init__(modality, caller)
+        self._left = list(reversed(instances))
+        self._emit = emit
+
+    async def perform(self, report: Report) -> None:
+        """Associate for the contexts of the instances, and store one after the other."""
+        while self._left:
+            contexts = tuple(dict.fromkeys(instance.context for instance in self._left))[: uid.MAX_CONTEXTS]
+            now = set(contexts)
+            batch = [instance for instance in self._left if instance.context in now]
+            later = [instance for instance in self._left if instance.context not in now]
+            self._left = later + batch
+            async with self.associate(contexts, report) as association:
+                report.peer = association.peer
+                while len(self._left) > len(later):
+                    if not await self._store(association, report):
+                        break
+                    report.phases = association.phases = Phases()
+
+    async def _store(self, association: Association, report: Report) -> bool:
+        """Store the next instance; False when the association did not survive it."""
+        one = Report(phases=association.phases, peer=association.peer)
+        instance = self._left[-1]
+        try:
+            one.answered(await association.store(instance))
+        except OperationError as error:
+            one.failed(error)
+        except DatasetError as error:
+            one.reason, one.detail = Reason.FAILURE_STATUS, str(error)
+        self._left.pop()
+        self._tell(instance, one)
+        return association.is_established
+
+    def _tell(self, instance: Instance, report: Report) -> None:
+        self._emit(self.outcome(report, instance=instance.sop_instance_uid, path=instance.path))
+
+    def finish(self, report: Report, emit: Emit) -> None:
+        """Emit an outcome for every instance that was not come to."""
+        while self._left:
+            self._tell(self._left.pop(), report)
