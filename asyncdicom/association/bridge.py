@@ -13,7 +13,6 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from pydicom.uid import UID
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse_primitives import C_ECHO, C_GET, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
     SCP_SCU_RoleSelectionNegotiation,
     SOPClassExtendedNegotiation,
     UserIdentityNegotiation,
@@ -37,6 +37,7 @@ from asyncdicom.association.exchange import Exchange, Finding, Retrieving
 from asyncdicom.association.hardened import Fault, HardenedAssociation, HardenedSocket, Pace
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Query
+from asyncdicom.association.workers import workers
 from asyncdicom.errors import (
     AssociateTimeout,
     AssociationAborted,
@@ -55,18 +56,10 @@ from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPL
 
 T = TypeVar("T")
 
-# One operation under way needs one thread. The fleet's limits decide how many; this is only the end of the world.
-_MAX_WORKERS = 4096
 # How long a cancelled caller waits for its thread to come back, in seconds; it has been woken, so this is never used up.
 _COMEBACK = 2.0
 # Messages taken from pynetdicom in one hop to a thread.
 _BATCH = 64
-
-
-@functools.cache
-def workers() -> ThreadPoolExecutor:
-    """The threads on which pynetdicom's blocking calls run; never the loop's default ones."""
-    return ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="asyncdicom-bridge")
 
 
 async def request(
@@ -188,9 +181,13 @@ class BridgedAssociation(Association):
         :param timeout: the error for a peer that just did not answer in time
         """
         raw, who = self.raw, self.modality
-        answer = raw.acceptor.primitive
-        if raw.is_rejected and answer is not None:
-            return AssociationRejected(answer.result or 1, int(answer.result_source or 1), int(answer.diagnostic or 1))
+        # A peer that rejects at once has closed before pynetdicom looks whether the connection stands; then nobody took this.
+        waiting = raw.dul.peek_next_pdu()
+        answer = raw.acceptor.primitive or (waiting if isinstance(waiting, A_ASSOCIATE) else None)
+        if answer is not None and answer.result:
+            return AssociationRejected(answer.result, int(answer.result_source or 1), int(answer.diagnostic or 1))
+        if answer is not None and answer.result == 0 and not raw.accepted_contexts:
+            return NoPresentationContext(f"{who}: accepted none of the presentation contexts")
         match raw.fault:
             case Fault.CLOSED:
                 return ConnectionLost(f"{who}: the peer closed the connection")
@@ -203,14 +200,12 @@ class BridgedAssociation(Association):
             case Fault.STALLED:
                 return timeout
         abort = raw.dul.received_abort
-        if abort is not None and not raw._sent_abort:
+        if abort is not None:
             return AssociationAborted(
                 f"{who}: the peer aborted the association",
                 source=getattr(abort, "abort_source", 2),
                 diagnostic=getattr(abort, "provider_reason", None),
             )
-        if answer is not None and answer.result == 0 and not raw.accepted_contexts:
-            return NoPresentationContext(f"{who}: accepted none of the presentation contexts")
         return timeout
 
     # -- threads ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ _CLOSING = 0.01
 _INBOX_MESSAGES = 64
 _OUTBOX_PDUS = 32
 _MAX_ASSOCIATE_PDU = 1 << 20
+# Room for the command set before the dataset whose size is capped.
+_MAX_COMMAND_SET = 4_096
 _FIXED_PDUS = {0x03, 0x05, 0x06, 0x07}
 _RECV = select.POLLIN | select.POLLHUP | select.POLLERR
 # What a refused peer may still have in flight before we close: reading it lets our A-ABORT arrive instead of a reset.
@@ -254,14 +256,16 @@ class HardenedSocket(AssociationSocket):
         if not self._is_connected:
             self._wait(0, time.monotonic() + _TICK)
             return False
+        # pynetdicom asks before it looks at the events that it has already: with one waiting, there is no time to wait.
+        is_waiting = not self.event_queue.empty()
         if self._refusing:
-            return self._linger(sock)
+            return False if is_waiting else self._linger(sock)
         if isinstance(sock, ssl.SSLSocket) and sock.pending():
             return True
         self._poll.register(self._sock_fd, select.POLLIN)
         found = False
-        closing = self.assoc.dul.state_machine.current_state == "Sta13"
-        for fd, _ in self._poll.poll((_CLOSING if closing else _TICK) * 1000):
+        patience = _CLOSING if self.assoc.dul.state_machine.current_state == "Sta13" else _TICK
+        for fd, _ in self._poll.poll(0 if is_waiting else patience * 1000):
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
@@ -538,11 +542,13 @@ class HardenedDIMSE(DIMSEServiceProvider):
     """pynetdicom's DIMSE provider with a bounded inbox and a cap on the size of a message.
 
     :param max_object_size: bytes of a dataset beyond which the association is aborted
+    :ivar arrived: bytes of the message that is arriving, or that arrived last
     """
 
     def __init__(self, association: HardenedAssociation, max_object_size: int) -> None:
         super().__init__(association)
         self._max_object_size = max_object_size
+        self.arrived = 0
         self.inbox = Mailbox(_INBOX_MESSAGES if association.is_requestor else 2, on_put=self._arrived)
         self.msg_queue = self.inbox
         self._changed = threading.Event()
@@ -566,28 +572,24 @@ class HardenedDIMSE(DIMSEServiceProvider):
             self._changed.wait(seconds)
         self._changed.clear()
 
-    @property
-    def held(self) -> int:
-        """Bytes of the dataset that is arriving."""
-        message = self.message
-        if message is None or message.data_set is None:
-            return 0
-        return int(message.data_set.tell())
-
     def receive_primitive(self, primitive: Any) -> None:
         """Take fragments of a message (PS3.7 section 6.3.1)."""
+        if self.message is None:
+            self.arrived = 0
+        # One byte of each fragment is the message control header (PS3.8 E.2).
+        self.arrived += sum(len(data) - 1 for _, data in primitive.presentation_data_value_list)
+        if self.arrived > self._max_object_size + _MAX_COMMAND_SET:
+            self.cut(Fault.TOO_LARGE)
+            return
         try:
             super().receive_primitive(primitive)
         except Exception:
             # Command sets that are not command sets fail inside the decoder in many ways.
-            self.message = None
-            self._cut(Fault.PROTOCOL)
-        else:
-            if self.held > self._max_object_size:
-                self.message = None
-                self._cut(Fault.TOO_LARGE)
+            self.cut(Fault.PROTOCOL)
 
-    def _cut(self, fault: Fault) -> None:
+    def cut(self, fault: Fault) -> None:
+        """End the association: the message that is arriving is no good."""
+        self.message = None
         sock = self.dul.socket
         if isinstance(sock, HardenedSocket):
             sock.refuse(fault)
@@ -647,6 +649,17 @@ class HardenedAssociation(Association):
         gone.provider_reason = 0x00
         self.dul.indications.put_over(gone)
         self.dimse.let_go()
+
+    def _abort_blocking(self, block: bool = True) -> None:
+        # Whoever calls this in pynetdicom has waited in vain; what the peer does when it is told so is not the fault.
+        if self.dul.received_abort is None and self.dul.peek_next_pdu() is None:
+            self.dul.note_fault(Fault.STALLED)
+        super()._abort_blocking(block)
+
+    def _check_received_status(self, rsp: Any) -> Any:
+        if not rsp.is_valid_response:
+            self.dul.note_fault(Fault.PROTOCOL)
+        return super()._check_received_status(rsp)
 
     def kill(self) -> None:
         """End the association's threads; the state machine gets a moment to reach its end first."""
@@ -710,6 +723,5 @@ class HardenedAssociation(Association):
 
     def on_idle(self) -> None:
         """Nothing came for the network timeout."""
-        self.transport.fault = self.transport.fault or Fault.STALLED
         self.abort()
         self.kill()

@@ -55,8 +55,8 @@ class Instance:
             # A damaged file makes the parser fail in every way there is.
             raise DatasetError(f"{path}: a damaged DICOM file ({type(error).__name__})") from error
         uids = {
-            "SOP Class UID": dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID"),
-            "SOP Instance UID": dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID"),
+            "SOP Class UID": dataset.get("SOPClassUID"),
+            "SOP Instance UID": dataset.get("SOPInstanceUID"),
             "Transfer Syntax UID": meta.get("TransferSyntaxUID"),
         }
         missing = [name for name, value in uids.items() if not value]

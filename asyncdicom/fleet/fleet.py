@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from asyncdicom.archive import Archive
 from asyncdicom.association.contract import CANCEL_GRACE, DEFAULT_AE_TITLE, InstanceHandler, resolve_engine
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Match, Query
+from asyncdicom.background import BackgroundTasks
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.fleet.jobs import Caller, EchoJob, Emit, FindJob, GetJob, Job, MoveJob, Report, StoreJob
 from asyncdicom.fleet.limits import Breaker, Decision, Gate
@@ -90,8 +91,7 @@ class Fleet:
         self._retries = retries
         self._caller = Caller(check_ae_title(calling_ae_title, "calling_ae_title"), engine, observer)
         self._observer = observer
-        self._tasks: TaskGroup | None = None
-        self._stack = AsyncExitStack()
+        self._tasks = BackgroundTasks()
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Fleet:
@@ -113,16 +113,13 @@ class Fleet:
         return cls(inventory, **(settings | overrides))
 
     async def __aenter__(self) -> Self:
-        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        await self._tasks.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
-            self._tasks = None
-        return await self._stack.__aexit__(kind, error, trace)
+    ) -> None:
+        await self._tasks.__aexit__(kind, error, trace)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -259,9 +256,7 @@ class Fleet:
 
         :raises RuntimeError: outside of ``async with``
         """
-        if self._tasks is None:
-            raise RuntimeError("a fleet works inside of `async with fleet:`")
-        self._tasks.start_soon(run.drive)
+        self._tasks.start(run.drive)
 
     @property
     def caller(self) -> Caller:

@@ -23,9 +23,9 @@ from pynetdicom.service_class import NonPatientObjectStorageServiceClass, Servic
 from pynetdicom.sop_class import uid_to_service_class
 from pynetdicom.transport import AddressInformation
 
-from asyncdicom.association.bridge import workers
 from asyncdicom.association.hardened import Fault, HardenedAssociation, HardenedDIMSE, HardenedSocket, Pace
 from asyncdicom.association.received import Received
+from asyncdicom.association.workers import workers
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -53,7 +53,6 @@ class ServedDIMSE(HardenedDIMSE):
         super().__init__(association, max_object_size)
         self._served = association
         self._started = 0.0
-        self._size = 0
         # Of each message that is complete and not yet answered: its bytes, and when its last fragment came.
         self.complete: deque[tuple[int, float]] = deque()
 
@@ -61,18 +60,18 @@ class ServedDIMSE(HardenedDIMSE):
         """Take fragments of a message (PS3.7 section 6.3.1)."""
         now = time.monotonic()
         if self.message is None:
-            self._started, self._size = now, 0
+            self._started = now
         size = sum(len(data) - 1 for _, data in primitive.presentation_data_value_list)
         door = self._served.door
         if not door.ingest.budget.take(self._served, size, gone=self._served.is_gone):
             return
-        self._size += size
-        rate_due = self._started + _RATE_GRACE + (self._size / door.min_rate if door.min_rate else float("inf"))
+        rate_due = self._started + _RATE_GRACE + (self.arrived / door.min_rate if door.min_rate else float("inf"))
         if self.message is not None and now > rate_due:
-            self._cut(Fault.STALLED)
+            self.cut(Fault.STALLED)
             return
         # Before it is handed over: the reactor looks for it as soon as it has the message.
-        self.complete.append((self._size, now))
+        held = size if self.message is None else self.arrived + size
+        self.complete.append((held, now))
         super().receive_primitive(primitive)
         if self.message is not None:
             self.complete.pop()

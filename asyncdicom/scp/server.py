@@ -11,17 +11,16 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from anyio.abc import TaskGroup
 
 from asyncdicom.archive import Archive
 from asyncdicom.association.contract import resolve_engine
 from asyncdicom.association.received import Received
 from asyncdicom.association.transport import shake_hands
+from asyncdicom.background import BackgroundTasks
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import Engine, check_ae_title
 from asyncdicom.observe import NULL_OBSERVER, Observer
@@ -135,9 +134,8 @@ class StorageSCP:
         )
         self._half_open = 0
         self._listeners: list[socket.socket] = []
-        self._tasks: TaskGroup | None = None
+        self._tasks = BackgroundTasks()
         self._ssl: ssl.SSLContext | None = None
-        self._stack = AsyncExitStack()
 
     # -- living -------------------------------------------------------------------------------------------------------
 
@@ -147,25 +145,19 @@ class StorageSCP:
             self._ssl = await loop.run_in_executor(self._executor, self._tls.context)
         self._listeners = self._bind()
         self.port = self._listeners[0].getsockname()[1]
-        try:
-            self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        except BaseException:
-            self._close_listeners()
-            raise
+        await self._tasks.__aenter__()
         for listener in self._listeners:
-            self._tasks.start_soon(self._accept, listener)
+            self._tasks.start(self._accept, listener)
         self._door.observer.ingest_in_flight(0, self._door.ingest.budget.limit)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        self._close_listeners()
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+    ) -> None:
         try:
-            return await self._stack.__aexit__(kind, error, trace)
+            await self._tasks.__aexit__(kind, error, trace)
         finally:
+            self._close_listeners()
             # Its threads may be in a handler of the user's that never ends; nobody waits for those.
             self._executor.shutdown(wait=False, cancel_futures=True)
 
@@ -194,7 +186,6 @@ class StorageSCP:
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
-            asyncio.get_running_loop().remove_reader(listener)
             listener.close()
         self._listeners = []
 
@@ -285,8 +276,8 @@ class StorageSCP:
             elif self._half_open >= _MAX_HALF_OPEN:
                 sock.close()
                 self._door.refused("limit", peer)
-            elif self._tasks is not None:
-                self._tasks.start_soon(self._connection, sock, peer)
+            else:
+                self._tasks.start(self._connection, sock, peer)
 
     async def _connection(self, sock: socket.socket, peer: ServedPeer) -> None:
         """One connection, from accepted to gone. What goes wrong in it stays in it."""

@@ -1,0 +1,14 @@
+"""The contract of an association holds for every engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncdicom.modality import Engine
+
+
+@pytest.fixture(params=["pynetdicom"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each engine in turn."""
+    engine: Engine = request.param
+    return engine
