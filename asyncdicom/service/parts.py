@@ -1,0 +1,142 @@
+"""From the configuration to the parts of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from asyncdicom.archive import Archive
+from asyncdicom.errors import ConfigurationError
+from asyncdicom.fleet.fleet import Fleet
+from asyncdicom.fleet.limits import Breaker
+from asyncdicom.monitor.metrics import Exposed
+from asyncdicom.monitor.sweep import SweepPlan
+from asyncdicom.observe import Observer
+from asyncdicom.outcome import Operation
+from asyncdicom.scp.access import Access, AllowRule, ServerTLS
+from asyncdicom.scp.server import StorageSCP
+from asyncdicom.service.config import Config, ScpTable
+
+# What a reload changes; the rest of the file is read when the service starts.
+_RELOADED = {"scp": {"allow", "accept_any"}, "web": {"token_file"}}
+
+
+def make_archive(config: Config, observer: Observer) -> Archive | None:
+    """The archive; None without ``[archive]`` and ``[scp]``."""
+    if config.archive is None or config.archive_directory is None:
+        return None
+    return Archive(
+        config.archive_directory,
+        durability=config.archive.durability,
+        layout=config.archive.layout,
+        duplicates=config.archive.duplicates,
+        min_free=config.archive.min_free,
+        index=config.index,
+        observer=observer,
+    )
+
+
+def make_scp(config: Config, archive: Archive | None, observer: Observer) -> StorageSCP | None:
+    """The storage SCP; None without ``[scp]``."""
+    scp = config.scp
+    if scp is None:
+        return None
+    return StorageSCP(
+        archive,
+        host=scp.host,
+        port=scp.port,
+        ae_title=config.ae.title,
+        engine=scp.engine,
+        access=make_access(scp),
+        tls=_server_tls(scp),
+        max_associations=scp.max_associations,
+        max_pdu=scp.max_pdu,
+        max_object_size=scp.max_object_size,
+        require_called_ae_title=scp.require_called_ae_title,
+        artim_timeout=scp.artim_timeout,
+        idle_timeout=scp.idle_timeout,
+        min_rate=scp.min_rate,
+        drain_timeout=scp.drain_timeout,
+        promiscuous=scp.promiscuous,
+        observer=observer,
+    )
+
+
+def make_access(scp: ScpTable) -> Access:
+    """Who may in."""
+    return Access((AllowRule.parse(rule.ae_title, rule.networks) for rule in scp.allow), accept_any=scp.accept_any)
+
+
+def make_fleet(config: Config, observer: Observer) -> Fleet:
+    """The fleet. How many associations each modality may have stands with the modality."""
+    fleet = config.fleet
+    return Fleet(
+        config.modality,
+        calling_ae_title=config.ae.title,
+        concurrency=fleet.concurrency,
+        deadline=fleet.deadline,
+        retries=fleet.retries,
+        breaker=Breaker(fleet.breaker.failures, fleet.breaker.open_for),
+        observer=observer,
+    )
+
+
+def sweep_plans(config: Config) -> tuple[SweepPlan, ...]:
+    """The sweeps, each with its name."""
+    return tuple(
+        SweepPlan(name, sweep.operation, sweep.every, sweep.targets)
+        for name, sweep in zip(config.sweep_names, config.sweep, strict=True)
+    )
+
+
+def exposed(config: Config) -> Exposed:
+    """What there is to measure."""
+    return Exposed(
+        modalities=config.modality,
+        swept=_swept(config),
+        sweeps=config.sweep_names,
+        storage=config.scp is not None,
+        archive=config.archive_directory,
+    )
+
+
+def refuse_what_is_missing(config: Config) -> None:
+    """Refuse to start with settings that would be ignored.
+
+    :raises ConfigurationError: naming the first
+    """
+    if config.events.target:
+        remedy = "this version does not deliver events: remove [[events.target]]"
+        raise ConfigurationError("events.target[0].kind", config.events.target[0].kind, remedy)
+
+
+def needing_restart(running: Config, wanted: Config) -> list[str]:
+    """The settings that differ and that only a restart changes, as the user writes them."""
+    names: list[str] = []
+    for table in ("ae", "scp", "archive", "events", "web"):
+        before, after = getattr(running, table), getattr(wanted, table)
+        if (before is None) != (after is None):
+            names.append(table)
+        elif before is not None:
+            keys = [key for key in type(before).model_fields if key not in _RELOADED.get(table, ())]
+            names += [f"{table}.{key}" for key in keys if getattr(before, key) != getattr(after, key)]
+    return names
+
+
+def _server_tls(scp: ScpTable) -> ServerTLS | None:
+    tls = scp.tls
+    if tls is None or tls.certificate is None or tls.key is None:
+        return None
+    return ServerTLS(tls.certificate, tls.key, tls.client_ca, tls.bind)
+
+
+def _swept(config: Config) -> Mapping[Operation, frozenset[str]]:
+    swept: dict[Operation, frozenset[str]] = {}
+    for sweep in config.sweep:
+        names = {
+            modality.name
+            for modality in config.modality
+            for target in sweep.targets
+            if target in ("@all", modality.name) or (target.removeprefix("@") in modality.groups and target.startswith("@"))
+        }
+        swept[sweep.operation] = swept.get(sweep.operation, frozenset()) | names
+    return swept

@@ -1,0 +1,69 @@
+"""What the web side needs of the service that it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from asyncdicom.monitor.metrics import Metrics
+from asyncdicom.monitor.state import States
+from asyncdicom.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSummary:
+    """The storage SCP in a few numbers.
+
+    :ivar address: where it listens, as ``AET@host:port``
+    :ivar associations: open now
+    :ivar instances: kept since the start
+    :ivar failed: refused since the start
+    :ivar received_bytes: bytes of datasets since the start
+    :ivar rejected: associations turned away since the start
+    :ivar last_received: when the last instance came, in seconds since the epoch
+    :ivar free_bytes: on the file system of the archive; None where there is none
+    """
+
+    address: str
+    associations: int
+    instances: int
+    failed: int
+    received_bytes: int
+    rejected: int
+    last_received: float | None
+    free_bytes: int | None
+
+
+class Backend(Protocol):
+    """The service as the web side sees it."""
+
+    @property
+    def title(self) -> str:
+        """Our AE title."""
+
+    @property
+    def states(self) -> States:
+        """What is known of the modalities."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is counted."""
+
+    @property
+    def token(self) -> str | None:
+        """What requests must carry; None when they need not."""
+
+    def storage(self) -> StorageSummary | None:
+        """The storage SCP, None without one. It may look at the disk: called in a thread."""
+
+    async def not_ready(self) -> list[str]:
+        """Why the service cannot work now; nothing when it can."""
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again.
+
+        :return: its mistakes; with any, nothing was changed
+        """
+
+    async def echo(self, name: str) -> Outcome:
+        """Ask a modality of the inventory for an echo, now."""
