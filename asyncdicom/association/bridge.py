@@ -34,7 +34,8 @@ from pynetdicom.transport import AddressInformation
 from asyncdicom.association import transport
 from asyncdicom.association.contract import Association, InstanceHandler, Stopwatch
 from asyncdicom.association.exchange import Exchange, Finding, Retrieving
-from asyncdicom.association.hardened import Fault, HardenedAssociation, HardenedSocket, Pace
+from asyncdicom.association.hardened import HardenedAssociation
+from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers

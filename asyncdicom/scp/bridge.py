@@ -23,7 +23,8 @@ from pynetdicom.service_class import NonPatientObjectStorageServiceClass, Servic
 from pynetdicom.sop_class import uid_to_service_class
 from pynetdicom.transport import AddressInformation
 
-from asyncdicom.association.hardened import Fault, HardenedAssociation, HardenedDIMSE, HardenedSocket, Pace
+from asyncdicom.association.hardened import HardenedAssociation, HardenedDIMSE
+from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.received import Received
 from asyncdicom.association.workers import workers
 from asyncdicom.scp.served import Door, ServedPeer

@@ -124,3 +124,10 @@ def tls(tmp_path: Path) -> Certificates:
     from asyncdicom.testing import certificates
 
     return certificates(tmp_path)
+
+
+async def test_a_rejection_that_comes_at_once_is_still_a_rejection(no_leaks: object, engine: Engine) -> None:
+    """The peer has said its word and closed before pynetdicom looks whether the connection stands."""
+    async with SimulatedModality(Fault.REJECTING) as sim:
+        reasons = {await reason_of_an_echo(sim.modality(), engine) for _ in range(150)}
+    assert reasons == {"rejected_permanent"}
