@@ -1,0 +1,279 @@
+"""The promise, in order: written as received, synced, named, its folder synced, indexed with its event, and only then said."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import sqlite3
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiofiles.os
+from anyio import CancelScope
+
+from asyncdicom.archive.contract import (
+    CANNOT_UNDERSTAND,
+    DUPLICATE_SOP_INSTANCE,
+    DUPLICATES,
+    DURABILITIES,
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    Duplicates,
+    Durability,
+    Index,
+    Objects,
+    Stored,
+)
+from asyncdicom.archive.directory import Directory
+from asyncdicom.archive.layout import DEFAULT_LAYOUT, Layout
+from asyncdicom.archive.placement import Placed, Placement
+from asyncdicom.archive.sqlite import SQLiteIndex
+from asyncdicom.archive.threads import end
+from asyncdicom.archive.turns import Turns
+from asyncdicom.association.received import Received
+from asyncdicom.errors import ArchiveError, ArchiveFull, ConfigurationError, DatasetError
+from asyncdicom.observe import NULL_OBSERVER, Observer
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Placed, found out to be there already or adopted, and placed once more.
+_ROUNDS = 4
+# More rows than one group commit can have held when a life ended.
+_CHECKED_AT_OPENING = 1024
+
+
+class Archive:
+    """Keeps instances in a folder, and says so only when they are safe.
+
+    An async context manager; one process at a time has a directory, or an index. A ``store`` returns
+    ``0x0000`` only after the bytes, exactly as received, were synced, visible under their final name, the folder synced, and
+    the index row committed together with its event.
+
+    :param directory: where to; made when it is missing
+    :param durability: ``full`` as above; ``file`` syncs files alone, so that a power cut may take the last instances;
+        ``none`` leaves all of it to the operating system, so that a power cut may leave torn files
+    :param layout: folders and file name, from attributes in braces: see :data:`asyncdicom.archive.layout.FIELDS`
+    :param duplicates: what becomes of other bytes under a SOP Instance UID that is there already; the same bytes are
+        always welcome. ``keep-first`` answers success and drops them, ``replace`` and ``keep-all`` keep them, ``reject``
+        answers 0x0111. Without an index an instance counts as there when its path is taken.
+    :param min_free: bytes that must stay free; below, instances are refused with 0xA700
+    :param index: ``"sqlite:PATH"``; None or ``"none"`` for no index
+    :param threads: how many instances may be on their way to the disk at once; the rest waits. By default 8, so that
+        their syncs overlap, and 2 where nothing is synced
+    :raises ConfigurationError: when a parameter is wrong
+    """
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        durability: Durability = "full",
+        layout: str = DEFAULT_LAYOUT,
+        duplicates: Duplicates = "keep-first",
+        min_free: int = 0,
+        index: str | None = None,
+        observer: Observer = NULL_OBSERVER,
+        threads: int | None = None,
+    ) -> None:
+        if durability not in DURABILITIES:
+            raise ConfigurationError("archive.durability", durability, f"one of {', '.join(DURABILITIES)}")
+        if duplicates not in DUPLICATES:
+            raise ConfigurationError("archive.duplicates", duplicates, f"one of {', '.join(DUPLICATES)}")
+        if min_free < 0:
+            raise ConfigurationError("archive.min_free", min_free, "0 or more bytes")
+        if threads is not None and threads < 1:
+            raise ConfigurationError("archive.threads", threads, "1 or more")
+        self.directory = Path(directory).absolute()
+        self.durability = durability
+        self.duplicates = duplicates
+        self.index: SQLiteIndex | None = _index(index, durability, self.directory)
+        self._observer = observer
+        self._threads = threads or (2 if durability == "none" else 8)
+        self._objects: Objects = Directory(self.directory, durability=durability, min_free=min_free)
+        self._placement = Placement(self._objects, Layout(layout), duplicates, self.index)
+        # Each is one hop to a thread, however many steps it takes there.
+        self._place = aiofiles.os.wrap(self._placement.place)
+        self._undo = aiofiles.os.wrap(self._placement.undo)
+        self._finish = aiofiles.os.wrap(self._placement.finish)
+        self._executor: ThreadPoolExecutor | None = None
+        self._turns = Turns()
+        self._under_way: set[asyncio.Task[Stored]] = set()
+        self._open = False
+
+    # Opening and closing
+
+    async def __aenter__(self) -> Self:
+        if self._executor is not None:
+            raise RuntimeError("the archive is open already")
+        # anyio imports its backend when it is first used; by the time that we need it there may be no descriptor left.
+        CancelScope()
+        executor = self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="archive")
+        try:
+            await _to_its_end(self._take_possession(executor))
+        except BaseException:
+            await self._close()
+            raise
+        self._open = True
+        return self
+
+    async def _take_possession(self, executor: ThreadPoolExecutor) -> None:
+        await aiofiles.os.wrap(self._objects.open)(executor=executor)
+        if self.index is not None:
+            await self.index.open()
+        await self._recover(executor, self.index)
+
+    async def _recover(self, executor: ThreadPoolExecutor, index: Index | None) -> None:
+        await aiofiles.os.wrap(self._placement.recover)(executor=executor)
+        if index is not None:
+            gone = await aiofiles.os.wrap(self._placement.without_file)(_CHECKED_AT_OPENING, executor=executor)
+            if gone:
+                _log.warning("%d instances are indexed whose files are gone: their rows are removed", len(gone))
+                await index.remove(gone)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        self._open = False
+        await _to_its_end(self._give_back())
+
+    async def _give_back(self) -> None:
+        # Whatever is under way ends by itself, as slowly as the disk is; leaving it would leave files without rows.
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        if self.index is not None:
+            await self.index.close()
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            await aiofiles.os.wrap(self._objects.close)(executor=executor)
+            await end(executor)
+
+    # Storing
+
+    async def store(self, received: Received) -> Stored:
+        """Keep an instance, and return the status that its sender is to get.
+
+        When the caller is cancelled, what is under way is ended first, one way or the other: the buffer of ``received``
+        is not in use any more when this raises.
+
+        :return: ``0x0000`` when it is safe, ``0x0111`` when it is a duplicate to be rejected, ``0xA700`` when it cannot be
+            kept, ``0xC000`` when it cannot be understood (PS3.4 Table B.2-1)
+        :raises RuntimeError: when the archive is not open
+        """
+        if not self._open:
+            raise RuntimeError("the archive is not open: use 'async with'")
+        task = asyncio.get_running_loop().create_task(self._keep(received))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await _to_its_end(task)
+
+    async def _keep(self, received: Received) -> Stored:
+        async with self._turns(received.sop_instance_uid):
+            try:
+                return await self._keep_in_turn(received)
+            except DatasetError as error:
+                _log.warning("an instance from %a cannot be understood: %s", received.calling_ae_title, error)
+                return Stored(CANNOT_UNDERSTAND)
+            except (ArchiveError, OSError) as error:
+                _log.warning("an instance from %a is not stored: %s", received.calling_ae_title, _reason(error))
+                return Stored(OUT_OF_RESOURCES)
+
+    async def _keep_in_turn(self, received: Received) -> Stored:
+        contested = False
+        for _ in range(_ROUNDS):
+            placed: Placed = await self._place(received, contested, executor=self._executor)
+            for step, seconds in placed.steps:
+                self._observer.write_step(step, seconds)
+            if self.index is None or placed.entry is None:
+                return self._stored(received, placed)
+            started = time.perf_counter()
+            try:
+                added = await self.index.add(placed.entry, placed.supersedes, placed.duplicate)
+            except ArchiveError:
+                await self._undo(placed, executor=self._executor)
+                raise
+            self._observer.write_step("index", time.perf_counter() - started)
+            if not added:
+                # The SOP instance is there under another path, which only the index knows.
+                await self._undo(placed, executor=self._executor)
+            elif not placed.adopted:
+                if placed.kept_aside or placed.obsolete:
+                    await self._finish(placed, executor=self._executor)
+                return self._stored(received, placed)
+            contested = True
+        raise ArchiveError("what is there of this instance changes as fast as it is looked at")
+
+    def _stored(self, received: Received, placed: Placed) -> Stored:
+        if placed.duplicate is not None:
+            self._observer.duplicate(placed.duplicate)
+        if placed.duplicate == "rejected":
+            return Stored(DUPLICATE_SOP_INSTANCE, None, placed.duplicate)
+        received.path = self.directory / placed.path
+        return Stored(SUCCESS, received.path, placed.duplicate)
+
+    def free_bytes(self) -> int:
+        """Return the bytes that can still be written, as of at most a second ago. May ask the file system, which blocks:
+        call it on a thread where that matters.
+
+        :raises ArchiveError: when the archive is not open
+        """
+        if not self._open:
+            raise ArchiveError("the archive is not open")
+        return self._objects.free_bytes()
+
+    def __repr__(self) -> str:
+        state = f"open, {len(self._under_way)} under way" if self._open else "closed"
+        return f"<Archive {str(self.directory)!r} {self.durability} {self.duplicates} index={self.index!r}: {state}>"
+
+
+async def _to_its_end(work: Coroutine[None, None, T] | asyncio.Task[T]) -> T:
+    """Await what must not be left halfway: when the caller is cancelled, that is raised after the end.
+
+    A shielded scope is not enough: it stops anyio's cancellation, and not that of asyncio.
+    """
+    task = work if isinstance(work, asyncio.Task) else asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    # Cancelled again; it is raised below.
+                    continue
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("what a cancelled caller began has failed: %s", type(error).__name__)
+        raise
+
+
+def _index(spec: str | None, durability: Durability, root: Path) -> SQLiteIndex | None:
+    if spec is None or spec == "none":
+        return None
+    kind, _, where = spec.partition(":")
+    if kind == "sqlite" and where:
+        return SQLiteIndex(Path(where).absolute(), durability=durability, root=root)
+    if kind in ("postgresql", "postgres"):
+        # Not the value: it may hold a password.
+        raise ConfigurationError("archive.index", f"{kind}:", 'PostgreSQL is not supported yet: write "sqlite:PATH" or "none"')
+    raise ConfigurationError("archive.index", spec, 'write "sqlite:PATH" or "none"')
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        name = errno.errorcode.get(error.errno or 0, "unknown error")
+        return f"no space is left ({name})" if error.errno in _FULL else f"the directory cannot be used ({name})"
+    if isinstance(error.__cause__, sqlite3.Error):
+        return str(error)
+    return f"no space is left: {error}" if isinstance(error, ArchiveFull) else str(error)

@@ -1,0 +1,426 @@
+"""Bytes in a folder: written, synced, named, and the folder synced, in this order.
+
+A file is written without a name (``O_TMPFILE``) and given its name by ``linkat``: a crash leaves nothing to sweep, and a
+name that is taken is refused atomically. Where the file system lacks either, a file under a temporary name takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from asyncdicom.archive.contract import Buffer, Durability, Holder, Steps
+from asyncdicom.archive.folders import Folders
+from asyncdicom.archive.keys import scan
+from asyncdicom.archive.space import Space
+from asyncdicom.errors import ArchiveError, DatasetError
+
+# Inside the root, because a name can be given only within one file system. No layout gives a name with a leading dot.
+_INCOMING = ".incoming"
+_ASIDE = f"{_INCOMING}/aside"
+# What is kept may be patient data: not for everybody on the machine.
+_FILE_MODE = 0o640
+_CHUNK = 1 << 20
+# File Meta Information of ours has some 300 bytes.
+_HEAD = 8192
+_META = frozenset({0x00020002, 0x00020003, 0x00020010, 0x00020016})
+# What is answered where there are no unnamed files (open(2)), and where they cannot be named, as without /proc.
+_NO_UNNAMED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
+_NO_NAMING = frozenset({errno.ENOENT, errno.ENOSYS, errno.EPERM, errno.EXDEV})
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+# How often a folder may vanish between our making it and our using it, because another store that failed tidied up.
+_ATTEMPTS = 8
+
+
+class Directory:
+    """Objects as files below a root.
+
+    :param root: made when it is missing
+    :param durability: ``full`` syncs files and folders, ``file`` files alone, ``none`` nothing
+    :param min_free: bytes that must stay free
+    :param unnamed: whether to write files without a name first; None tries
+    """
+
+    def __init__(self, root: Path, *, durability: Durability, min_free: int = 0, unnamed: bool | None = None) -> None:
+        self._sync_files = durability != "none"
+        self._sync_folders = durability == "full"
+        self._folders = Folders(root, sync=self._sync_folders)
+        self._space = Space(lambda: self._root, min_free)
+        self._wanted_unnamed = unnamed
+        self._unnamed = bool(unnamed)
+        # Without links a free name cannot be taken atomically; one process has the archive, so a lock of ours will do.
+        self._naming = threading.Lock()
+        self._numbers = itertools.count()
+
+    @property
+    def _root(self) -> int:
+        return self._folders.descriptor
+
+    # Opening and closing
+
+    def open(self) -> None:
+        self._folders.open()
+        try:
+            self._sweep()
+            self._unnamed = self._try_unnamed() if self._wanted_unnamed is None else self._wanted_unnamed
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._root >= 0:
+            # It stays when something was kept aside that could not be dropped; opening again deals with it.
+            self._folders.tidy(_INCOMING)
+        self._folders.close()
+
+    def _sweep(self) -> None:
+        """Remove what an earlier life had not named yet. What it kept aside is for the archive to decide."""
+        with contextlib.suppress(FileNotFoundError):
+            for left in self._folders.at(_INCOMING).iterdir():
+                if left.name != Path(_ASIDE).name:
+                    left.unlink()
+            self._folders.tidy(_ASIDE)
+
+    def _try_unnamed(self) -> bool:
+        name = f"{_INCOMING}/{next(self._numbers)}"
+        try:
+            self._folders.prepare(_INCOMING)
+            descriptor = self._open_unnamed(".")
+            try:
+                self._link_unnamed(descriptor, name)
+            finally:
+                os.close(descriptor)
+            os.unlink(name, dir_fd=self._root)
+        except OSError as error:
+            # A full or read-only file system opens nevertheless: stores are refused with a status until it recovers.
+            return error.errno not in _NO_UNNAMED | _NO_NAMING
+        finally:
+            self._folders.tidy(_INCOMING)
+        return True
+
+    # Reading
+
+    def exists(self, path: str) -> bool:
+        try:
+            os.stat(path, dir_fd=self._root, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[int]:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def holder(self, path: str) -> Holder | None:
+        try:
+            with self._reading(path) as descriptor:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise ArchiveError("something that is no file has the name of an object")
+                return _holder(os.pread(descriptor, _HEAD, 0), found.st_size)
+        except FileNotFoundError:
+            return None
+
+    def matches(self, path: str, holder: Holder, data: Buffer) -> bool:
+        view = memoryview(data)
+        if holder.size != len(view):
+            return False
+        with self._reading(path) as descriptor:
+            at = 0
+            while at < len(view):
+                chunk = os.pread(descriptor, _CHUNK, holder.offset + at)
+                if not chunk or chunk != view[at : at + len(chunk)]:
+                    return False
+                at += len(chunk)
+        return True
+
+    def head(self, path: str, holder: Holder, size: int) -> bytes:
+        with self._reading(path) as descriptor:
+            return os.pread(descriptor, size, holder.offset)
+
+    def digest(self, path: str, holder: Holder) -> str:
+        digest = hashlib.sha256(usedforsecurity=False)
+        with self._reading(path) as descriptor:
+            at = holder.offset
+            while chunk := os.pread(descriptor, _CHUNK, at):
+                digest.update(chunk)
+                at += len(chunk)
+        return digest.hexdigest()
+
+    # Writing
+
+    def create(self, path: str, header: bytes, data: Buffer, steps: Steps) -> None:
+        folder = path.rpartition("/")[0]
+        made: list[str] = []
+        try:
+            for attempts_left in reversed(range(_ATTEMPTS)):
+                try:
+                    made += self._folders.prepare(folder)
+                    return self._create(path, folder, header, data, steps)
+                except FileNotFoundError:
+                    # Removed as empty by another store that failed, or by hand.
+                    self._folders.look_again(folder)
+                    if not attempts_left:
+                        raise
+        except BaseException:
+            self._folders.unmake(made)
+            raise
+
+    def _create(self, path: str, folder: str, header: bytes, data: Buffer, steps: Steps) -> None:
+        started = time.perf_counter()
+        part, descriptor = self._open_new(folder)
+        named = False
+        try:
+            try:
+                started = self._write(descriptor, header, data, steps, started)
+                if part is None:
+                    self._link_unnamed(descriptor, path)
+                    named = True
+                else:
+                    moved = self._name_part(part, path)
+                    named = True
+                    if not moved:
+                        os.unlink(part, dir_fd=self._root)
+                    part = None
+            finally:
+                # An error of close is an error of a write on some network file systems.
+                os.close(descriptor)
+            started = _note(steps, "name", started)
+            if self._sync_folders:
+                if not self._folders.is_settled(folder):
+                    # Made anew since it was prepared, by another store that may not have synced its entry yet.
+                    self._folders.prepare(folder)
+                self._folders.sync(folder)
+                _note(steps, "sync_folder", started)
+        except BaseException:
+            if part is not None:
+                _discard(part, self._root)
+            if named:
+                _discard(path, self._root)
+            raise
+
+    def _write(self, descriptor: int, header: bytes, data: Buffer, steps: Steps, started: float) -> float:
+        parts = [memoryview(header), memoryview(data).cast("B")]
+        while parts:
+            written = os.writev(descriptor, parts)
+            if not written:
+                raise OSError(errno.ENOSPC, "nothing could be written")
+            # Short writes are rare: a signal, 2 GiB at once, the last block of a disk.
+            while parts and written >= len(parts[0]):
+                written -= len(parts.pop(0))
+            if parts:
+                parts[0] = parts[0][written:]
+        started = _note(steps, "write", started)
+        if self._sync_files:
+            # Once. After an error the kernel may have dropped the pages and called them clean: a second try would succeed.
+            os.fdatasync(descriptor)
+            started = _note(steps, "sync", started)
+        return started
+
+    def _open_new(self, folder: str) -> tuple[str | None, int]:
+        """Open a new file that nobody sees yet, and return its temporary name, if it has one, and a descriptor."""
+        if self._unnamed:
+            try:
+                return None, self._open_unnamed(folder or ".")
+            except OSError as error:
+                if error.errno not in _NO_UNNAMED:
+                    raise
+                # It could not be tried when the archive was opened.
+                self._unnamed = False
+        return self._open_part()
+
+    def _open_unnamed(self, folder: str) -> int:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE, dir_fd=self._root)
+
+    def _link_unnamed(self, descriptor: int, path: str) -> None:
+        os.link(f"/proc/self/fd/{descriptor}", path, dst_dir_fd=self._root)
+
+    def _open_part(self) -> tuple[str, int]:
+        name = f"{_INCOMING}/{next(self._numbers)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._folders.prepare(_INCOMING)
+        return name, os.open(name, flags, _FILE_MODE, dir_fd=self._root)
+
+    def _name_part(self, part: str, path: str) -> bool:
+        """Give a part its name, and return whether the temporary one is gone with that."""
+        try:
+            os.link(part, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with self._naming:
+                if self.exists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+                os.rename(part, path, src_dir_fd=self._root, dst_dir_fd=self._root)
+            return True
+        return False
+
+    def replace(self, path: str, header: bytes, data: Buffer, steps: Steps, *, undoable: bool) -> None:
+        folder = path.rpartition("/")[0]
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                self._folders.prepare(folder)
+                return self._replace(path, folder, header, data, steps, undoable)
+            except FileNotFoundError:
+                # The folders for what is kept aside come and go with every replacement.
+                self._folders.look_again(folder)
+                if not attempts_left:
+                    raise
+
+    def _replace(self, path: str, folder: str, header: bytes, data: Buffer, steps: Steps, undoable: bool) -> None:
+        started = time.perf_counter()
+        part, descriptor = self._open_part()
+        aside = replaced = False
+        try:
+            try:
+                started = self._write(descriptor, header, data, steps, started)
+            finally:
+                os.close(descriptor)
+            if undoable:
+                self._put_aside(path)
+                aside = True
+            os.rename(part, path, src_dir_fd=self._root, dst_dir_fd=self._root)
+            replaced = True
+            started = _note(steps, "name", started)
+            if self._sync_folders:
+                self._folders.sync(folder)
+                _note(steps, "sync_folder", started)
+        except BaseException:
+            if not replaced:
+                _discard(part, self._root)
+            if aside and replaced:
+                self.restore(path)
+            elif aside:
+                self.forget(path)
+            raise
+
+    # What a replacement keeps aside until the index has committed: a second name, in a mirror of the archive's folders.
+
+    def _put_aside(self, path: str) -> None:
+        aside = f"{_ASIDE}/{path}"
+        self._folders.prepare(aside.rpartition("/")[0])
+        try:
+            os.link(path, aside, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy(path, aside)
+        if self._sync_folders:
+            self._folders.sync(aside.rpartition("/")[0])
+
+    def _copy(self, path: str, target: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with self._reading(path) as source:
+            descriptor = os.open(target, flags, _FILE_MODE, dir_fd=self._root)
+            try:
+                with open(descriptor, "wb", closefd=False) as copy, open(source, "rb", closefd=False) as original:
+                    shutil.copyfileobj(original, copy, _CHUNK)
+                if self._sync_files:
+                    os.fdatasync(descriptor)
+            except BaseException:
+                _discard(target, self._root)
+                raise
+            finally:
+                os.close(descriptor)
+
+    def restore(self, path: str) -> None:
+        self._folders.prepare(path.rpartition("/")[0])
+        os.rename(f"{_ASIDE}/{path}", path, src_dir_fd=self._root, dst_dir_fd=self._root)
+        with contextlib.suppress(FileNotFoundError):
+            # Renaming one name of a file to another of the same file does nothing (rename(2)).
+            os.unlink(f"{_ASIDE}/{path}", dir_fd=self._root)
+        if self._sync_folders:
+            self._folders.sync(path.rpartition("/")[0])
+        self._folders.tidy(f"{_ASIDE}/{path}".rpartition("/")[0])
+
+    def forget(self, path: str) -> None:
+        os.unlink(f"{_ASIDE}/{path}", dir_fd=self._root)
+        self._folders.tidy(f"{_ASIDE}/{path}".rpartition("/")[0])
+
+    def set_aside(self) -> list[tuple[str, Holder]]:
+        found = []
+        top = self._folders.at(_ASIDE)
+        for folder, _, names in os.walk(top, topdown=False):
+            inside = Path(folder).relative_to(top).as_posix()
+            if not names:
+                self._folders.tidy(f"{_ASIDE}/{inside}")
+            for name in names:
+                path = name if inside == "." else f"{inside}/{name}"
+                holder = self.holder(f"{_ASIDE}/{path}")
+                if holder is not None:
+                    found.append((path, holder))
+        return found
+
+    def digest_aside(self, path: str, holder: Holder) -> str:
+        return self.digest(f"{_ASIDE}/{path}", holder)
+
+    # Removing, settling, space
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path, dir_fd=self._root)
+        self._folders.tidy(path.rpartition("/")[0])
+
+    def settle(self, path: str) -> None:
+        folder = path.rpartition("/")[0]
+        if self._sync_files:
+            with self._reading(path) as descriptor:
+                os.fdatasync(descriptor)
+        self._folders.prepare(folder)
+        if self._sync_folders:
+            self._folders.sync(folder)
+
+    def free_bytes(self) -> int:
+        return self._space.free()
+
+    def take(self, size: int) -> None:
+        self._space.take(size)
+
+    def __repr__(self) -> str:
+        how = "closed" if self._root < 0 else "unnamed files" if self._unnamed else "temporary names"
+        return f"<Directory {str(self._folders.root)!r}: {how}>"
+
+
+def _note(steps: Steps, step: str, started: float) -> float:
+    now = time.perf_counter()
+    steps.append((step, now - started))
+    return now
+
+
+def _discard(path: str, root: int) -> None:
+    """Take a name back on the way out of an error. What cannot be taken back was never acknowledged, and is swept or
+    adopted later; the first error is the one to report."""
+    with contextlib.suppress(OSError):
+        os.unlink(path, dir_fd=root)
+
+
+def _holder(head: bytes, file_size: int) -> Holder:
+    """Read the File Meta Information of a file (PS3.10 section 7.1); empty when it is none of ours."""
+    values: dict[int, bytes] = {}
+    offset = 0
+    if head[128:132] == b"DICM" and head[132:140] == b"\x02\0\0\0UL\x04\0":
+        offset = 144 + int.from_bytes(head[140:144], "little")
+        with contextlib.suppress(DatasetError):
+            values = scan(memoryview(head)[144:offset], explicit=True, little_endian=True, wanted=_META, last=0x0002FFFF)
+    uids = {tag: value.decode("ascii", "replace").strip("\0 ") for tag, value in values.items()}
+    return Holder(
+        uids.get(0x00020003, ""),
+        uids.get(0x00020002, ""),
+        uids.get(0x00020010, ""),
+        uids.get(0x00020016, ""),
+        offset,
+        max(file_size - offset, 0),
+    )

@@ -1,0 +1,290 @@
+"""Where an instance goes, and what becomes of one that is there already: decided and done in one hop, on a thread.
+
+The archive sees to it that a SOP Instance UID is in here once at a time. Different ones may still meet at a path; there
+the file system decides, which gives a name away only once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from asyncdicom.archive.contract import DuplicateOutcome, Duplicates, Entry, Holder, Objects, Row, RowReader, Steps
+from asyncdicom.archive.keys import Keys, read_keys, storable
+from asyncdicom.archive.layout import Layout, beside
+from asyncdicom.association.received import Received
+from asyncdicom.errors import ArchiveError, DatasetError
+
+_log = logging.getLogger(__name__)
+
+# Longer ones than PS3.5 section 9.1 allows occur; beyond this it is no UID.
+_MAX_UID = 1024
+# As much of a stored dataset as is read for its keys.
+_HEAD = 4 << 20
+
+
+@dataclass(slots=True)
+class Placed:
+    """What was done for one instance, and what is left to do.
+
+    :ivar path: what holds the instance now, relative to the archive
+    :ivar entry: what the index is still to hold; None when nothing
+    :ivar supersedes: the rows that it takes the place of
+    :ivar created: the path was free before
+    :ivar kept_aside: what had the path before is kept until the index has committed
+    :ivar obsolete: paths to remove once it has
+    :ivar adopted: the entry is that of a file that the index did not know, and the instance is still to be placed
+    """
+
+    path: str
+    duplicate: DuplicateOutcome | None = None
+    entry: Entry | None = None
+    supersedes: Sequence[int] = ()
+    created: bool = False
+    kept_aside: bool = False
+    obsolete: Sequence[str] = ()
+    adopted: bool = False
+    steps: Steps = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Offer:
+    """An instance that asks for a place."""
+
+    received: Received
+    header: bytes
+    keys: Keys
+    path: str
+    sha256: str
+    steps: Steps
+
+
+class Placement:
+    """Puts instances in their places. Every method blocks.
+
+    :param index: what knows the instances that are there; None: the names of the files alone tell
+    """
+
+    def __init__(self, objects: Objects, layout: Layout, duplicates: Duplicates, index: RowReader | None) -> None:
+        self._objects = objects
+        self._layout = layout
+        self._duplicates = duplicates
+        self._index = index
+
+    def place(self, received: Received, contested: bool = False) -> Placed:
+        """Keep an instance.
+
+        :param contested: whether it is known that its SOP Instance UID is there already
+        :raises DatasetError: when the instance cannot be understood
+        :raises ArchiveError: when it cannot be kept; so does :class:`OSError`
+        """
+        keys = read_keys(received.data, received.transfer_syntax_uid)
+        header = _header(received)
+        # Only the index and the names of "keep-all" want it; comparing two files needs none.
+        wanted = self._index is not None or self._duplicates == "keep-all"
+        sha256 = hashlib.sha256(received.data, usedforsecurity=False).hexdigest() if wanted else ""
+        offer = _Offer(received, header, keys, self._layout.path(received, keys), sha256, [])
+        # Asking for the name first makes an instance that comes again cheap: it is not written to be refused.
+        if not contested and not self._objects.exists(offer.path):
+            placed = self._create(offer, offer.path)
+            if placed is not None:
+                return placed
+        return self._place_contested(offer)
+
+    def _create(
+        self,
+        offer: _Offer,
+        path: str,
+        duplicate: DuplicateOutcome | None = None,
+        supersedes: Sequence[int] = (),
+        variant: str = "",
+        obsolete: Sequence[str] = (),
+    ) -> Placed | None:
+        """Keep an instance under a name; None when the name is taken."""
+        self._objects.take(offer.received.size)
+        try:
+            self._objects.create(path, offer.header, offer.received.data, offer.steps)
+        except FileExistsError:
+            return None
+        entry = self._entry(offer, path, variant)
+        return Placed(path, duplicate, entry, supersedes, created=True, obsolete=obsolete, steps=offer.steps)
+
+    def _entry(self, offer: _Offer, path: str, variant: str = "") -> Entry | None:
+        if self._index is None:
+            return None
+        received, keys = offer.received, offer.keys
+        return Entry(
+            received.sop_instance_uid,
+            received.sop_class_uid,
+            received.transfer_syntax_uid,
+            keys.study_instance_uid,
+            keys.series_instance_uid,
+            keys.patient_id,
+            keys.accession_number,
+            keys.study_date,
+            keys.modality,
+            path,
+            received.size,
+            offer.sha256,
+            storable(received.calling_ae_title),
+            storable(received.peer_address),
+            time.time(),
+            variant,
+        )
+
+    def _place_contested(self, offer: _Offer) -> Placed:
+        rows = [] if self._index is None else self._index.rows_of(offer.received.sop_instance_uid)
+        there = [row for row in rows if self._objects.exists(row.path)]
+        if there:
+            return self._decide(offer, there, [row.id for row in rows])
+        # A row without its file (somebody removed it) must not make us say that we have it.
+        supersedes = [row.id for row in rows]
+        for path in self._names(offer):
+            holder = self._objects.holder(path)
+            if holder is None:
+                placed = self._create(offer, path, supersedes=supersedes)
+                if placed is not None:
+                    return placed
+                holder = self._objects.holder(path)
+            if holder is not None and _is_of(holder, offer):
+                return self._place_over(offer, path, holder, supersedes)
+        raise ArchiveError("every name for the instance is taken by others")
+
+    def _names(self, offer: _Offer) -> tuple[str, str]:
+        return offer.path, beside(offer.path, offer.received.sop_instance_uid)
+
+    def _place_over(self, offer: _Offer, path: str, holder: Holder, supersedes: Sequence[int]) -> Placed:
+        """A file of this SOP instance is there, and no index tells of it."""
+        if self._objects.matches(path, holder, offer.received.data):
+            # It may come from a life that ended before it was durable.
+            self._objects.settle(path)
+            return Placed(path, "identical", self._entry(offer, path), supersedes)
+        if self._index is None:
+            return self._decide(offer, [Row(0, path, "")], [])
+        # It was named, and then we were killed; or it is older than the index. It was there first.
+        self._objects.settle(path)
+        return Placed(path, None, self._entry_of_file(path, holder), supersedes, adopted=True)
+
+    def _entry_of_file(self, path: str, holder: Holder) -> Entry:
+        keys = read_keys(self._objects.head(path, holder, _HEAD), holder.transfer_syntax_uid)
+        return Entry(
+            holder.sop_instance_uid,
+            holder.sop_class_uid,
+            holder.transfer_syntax_uid,
+            keys.study_instance_uid,
+            keys.series_instance_uid,
+            keys.patient_id,
+            keys.accession_number,
+            keys.study_date,
+            keys.modality,
+            path,
+            holder.size,
+            self._objects.digest(path, holder),
+            holder.calling_ae_title,
+            "",
+            time.time(),
+        )
+
+    def _decide(self, offer: _Offer, there: Sequence[Row], ids: Sequence[int]) -> Placed:
+        """The SOP instance is there, with these files: the same bytes are always welcome, others fall to the policy."""
+        for row in there:
+            if row.sha256 == offer.sha256 and self._index is not None:
+                return Placed(row.path, "identical")
+        first = there[0].path
+        if self._duplicates == "keep-first":
+            return Placed(first, "kept")
+        if self._duplicates == "reject":
+            return Placed(first, "rejected")
+        if self._duplicates == "keep-all":
+            return self._add(offer)
+        return self._replace(offer, [row.path for row in there], ids)
+
+    def _add(self, offer: _Offer) -> Placed:
+        # Named by its content: the same bytes come to the same name however often, and in whatever order.
+        path = beside(offer.path, offer.sha256)
+        placed = self._create(offer, path, "added", variant=offer.sha256)
+        if placed is not None:
+            return placed
+        holder = self._objects.holder(path)
+        if holder is None or not _is_of(holder, offer) or not self._objects.matches(path, holder, offer.received.data):
+            raise ArchiveError("the name for one more instance is taken by another")
+        self._objects.settle(path)
+        return Placed(path, "identical", self._entry(offer, path, offer.sha256))
+
+    def _replace(self, offer: _Offer, there: Sequence[str], ids: Sequence[int]) -> Placed:
+        for path in self._names(offer):
+            obsolete = [old for old in there if old != path]
+            holder = self._objects.holder(path)
+            if holder is None:
+                placed = self._create(offer, path, "replaced", ids, obsolete=obsolete)
+                if placed is not None:
+                    return placed
+                holder = self._objects.holder(path)
+            if holder is not None and (path in there or _is_of(holder, offer)):
+                self._objects.take(offer.received.size)
+                undoable = self._index is not None
+                self._objects.replace(path, offer.header, offer.received.data, offer.steps, undoable=undoable)
+                entry = self._entry(offer, path)
+                return Placed(path, "replaced", entry, ids, kept_aside=undoable, obsolete=obsolete, steps=offer.steps)
+        raise ArchiveError("every name for the instance is taken by others")
+
+    def undo(self, placed: Placed) -> None:
+        """The index did not take it: take back what was done. What cannot be taken back was not acknowledged either."""
+        try:
+            if placed.kept_aside:
+                self._objects.restore(placed.path)
+            elif placed.created:
+                self._objects.remove(placed.path)
+        except OSError as error:
+            _log.error("a file that is not indexed could not be removed: %s", error.strerror)
+
+    def finish(self, placed: Placed) -> None:
+        """The index took it: drop what it took the place of."""
+        try:
+            if placed.kept_aside:
+                self._objects.forget(placed.path)
+            for path in placed.obsolete:
+                self._objects.remove(path)
+        except OSError as error:
+            _log.error("a file that was replaced could not be removed: %s", error.strerror)
+
+    def recover(self) -> None:
+        """Settle what an earlier life was replacing when it ended: the index tells which of the two was acknowledged."""
+        for path, holder in self._objects.set_aside():
+            if self._is_current(path, holder):
+                self._objects.restore(path)
+            else:
+                self._objects.forget(path)
+
+    def _is_current(self, path: str, holder: Holder) -> bool:
+        if self._index is None:
+            return not self._objects.exists(path)
+        rows = [row for row in self._index.rows_of(holder.sop_instance_uid) if row.path == path]
+        return bool(rows) and rows[0].sha256 == self._objects.digest_aside(path, holder)
+
+    def without_file(self, count: int) -> list[int]:
+        """Of the rows that were added last, those whose file is not there.
+
+        A commit whose sync failed was refused and its file removed, but it may lie in the log of the database and come
+        back when that is read again.
+        """
+        if self._index is None:
+            return []
+        return [row.id for row in self._index.last_rows(count) if not self._objects.exists(row.path)]
+
+
+def _is_of(holder: Holder, offer: _Offer) -> bool:
+    return holder.sop_instance_uid == offer.received.sop_instance_uid.strip("\0 ")
+
+
+def _header(received: Received) -> bytes:
+    if not 0 < len(received.sop_instance_uid) <= _MAX_UID:
+        raise DatasetError("the request has no SOP Instance UID, or one that is none")
+    try:
+        return received.header
+    except (UnicodeEncodeError, struct.error):
+        raise DatasetError("a UID of the request is none") from None
