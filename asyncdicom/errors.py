@@ -4,6 +4,7 @@
 
     AsyncDicomError
     ├── ConfigurationError            a setting is wrong: where, what, and what to write instead
+    │   └── ConfigurationErrors       every mistake of a configuration at once
     ├── DatasetError                  a dataset or file cannot be used: which, and why
     ├── ArchiveError                  the archive cannot keep an object
     │   └── ArchiveFull               no space: the peer gets 0xA700
@@ -27,6 +28,8 @@ module, at the bottom of the house, imports nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 
 class AsyncDicomError(Exception):
     """The root: ``except AsyncDicomError`` catches everything that is ours."""
@@ -45,6 +48,25 @@ class ConfigurationError(AsyncDicomError):
         self.path = path
         self.value = value
         self.remedy = remedy
+
+
+class ConfigurationErrors(ConfigurationError):
+    """Every mistake of a configuration.
+
+    :param errors: at least one
+    :ivar errors: the mistakes: those of single keys first, then those between keys
+    """
+
+    def __init__(self, errors: Iterable[ConfigurationError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(self.errors[0].path, self.errors[0].value, self.errors[0].remedy)
+        self.args = ("\n".join(str(error) for error in self.errors),)
+
+    def __iter__(self) -> Iterator[ConfigurationError]:
+        return iter(self.errors)
+
+    def __len__(self) -> int:
+        return len(self.errors)
 
 
 class DatasetError(AsyncDicomError):

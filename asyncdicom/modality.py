@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,16 @@ def check_ae_title(value: str, path: str = "ae_title") -> str:
     if not _AE_TITLE.fullmatch(stripped):
         raise ConfigurationError(path, value, "an AE title has 1 to 16 characters, printable ASCII without backslash")
     return stripped
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listener on a host is reachable from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class Archive:
         answers 0x0111. Without an index an instance counts as there when its path is taken.
     :param min_free: bytes that must stay free; below, instances are refused with 0xA700
     :param index: ``"sqlite:PATH"``; None or ``"none"`` for no index
+    :param outbox: write an event ``instance.stored`` for each instance, in the transaction of its row. Only where somebody
+        takes them out again (:meth:`SQLiteIndex.outbox`, :meth:`SQLiteIndex.outbox_delivered`): what nobody takes stays
     :param threads: how many instances may be on their way to the disk at once; the rest waits. By default 8, so that
         their syncs overlap, and 2 where nothing is synced
     :raises ConfigurationError: when a parameter is wrong
@@ -81,6 +83,7 @@ class Archive:
         duplicates: Duplicates = "keep-first",
         min_free: int = 0,
         index: str | None = None,
+        outbox: bool = False,
         observer: Observer = NULL_OBSERVER,
         threads: int | None = None,
     ) -> None:
@@ -95,7 +98,7 @@ class Archive:
         self.directory = Path(directory).absolute()
         self.durability = durability
         self.duplicates = duplicates
-        self.index: SQLiteIndex | None = _index(index, durability, self.directory)
+        self.index: SQLiteIndex | None = _index(index, durability, self.directory, outbox)
         self._observer = observer
         self._threads = threads or (2 if durability == "none" else 8)
         self._objects: Objects = Directory(self.directory, durability=durability, min_free=min_free)
@@ -258,12 +261,12 @@ async def _to_its_end(work: Coroutine[None, None, T] | asyncio.Task[T]) -> T:
         raise
 
 
-def _index(spec: str | None, durability: Durability, root: Path) -> SQLiteIndex | None:
+def _index(spec: str | None, durability: Durability, root: Path, outbox: bool) -> SQLiteIndex | None:
     if spec is None or spec == "none":
         return None
     kind, _, where = spec.partition(":")
     if kind == "sqlite" and where:
-        return SQLiteIndex(Path(where).absolute(), durability=durability, root=root)
+        return SQLiteIndex(Path(where).absolute(), durability=durability, root=root, outbox=outbox)
     if kind in ("postgresql", "postgres"):
         # Not the value: it may hold a password.
         raise ConfigurationError("archive.index", f"{kind}:", 'PostgreSQL is not supported yet: write "sqlite:PATH" or "none"')

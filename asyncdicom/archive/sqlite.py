@@ -77,9 +77,10 @@ ON CONFLICT (calling_ae_title) DO UPDATE SET last_received = max(last_received, 
 class _Transaction:
     """What one group of changes works on, and what they add up to."""
 
-    def __init__(self, connection: sqlite3.Connection, root: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, root: Path, outbox: bool) -> None:
         self.execute = connection.execute
         self._root = root
+        self._outbox = outbox
         # Instances of a group usually belong to a few series: the sums are written once for each, and not for every row.
         self._studies: dict[str, list[Any]] = {}
         self._series: dict[tuple[str, str], list[Any]] = {}
@@ -106,7 +107,8 @@ class _Transaction:
         tally[1] += 1
         tally[2] += entry.size
         self._senders[entry.calling_ae_title] = received
-        self.execute(_EVENT, ("instance.stored", _payload(entry, self._root, duplicate), received))
+        if self._outbox:
+            self.execute(_EVENT, ("instance.stored", _payload(entry, self._root, duplicate), received))
         return True
 
     def remove(self, row_id: int) -> None:
@@ -143,10 +145,12 @@ class SQLiteIndex:
     :param path: the database; made when it is missing, with its folder
     :param durability: how safe a commit is: ``full`` syncs every one, ``file`` leaves the last ones to the system
     :param root: the archive's directory: events name files by absolute paths
+    :param outbox: write an event for each instance, in its transaction
     """
 
-    def __init__(self, path: Path, *, durability: Durability = "full", root: Path | None = None) -> None:
+    def __init__(self, path: Path, *, durability: Durability = "full", root: Path | None = None, outbox: bool = True) -> None:
         self.path = path
+        self._outbox = outbox
         self._root = root or Path()
         self._durability = durability
         self._lock = -1
@@ -196,7 +200,7 @@ class SQLiteIndex:
         return connection
 
     def _begin(self, connection: sqlite3.Connection) -> _Transaction:
-        return _Transaction(connection, self._root)
+        return _Transaction(connection, self._root, self._outbox)
 
     def _connect(self) -> sqlite3.Connection:
         # Opened and closed by different threads, used by one at a time.

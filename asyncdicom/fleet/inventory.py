@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from asyncdicom.errors import ConfigurationError
+from asyncdicom.errors import ConfigurationError, ConfigurationErrors
 from asyncdicom.fleet.tables import (
     MISSING,
-    ConfigurationErrors,
     ExistingFile,
     Seconds,
     Table,

@@ -7,11 +7,10 @@ from the description of the field, so a field cannot be without one.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -19,30 +18,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from asyncdicom.errors import ConfigurationError
+from asyncdicom.errors import ConfigurationError, ConfigurationErrors
 
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token|credential|user_?name|jwt|saml|kerberos|primary|secondary", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):[^@\s]*(?=@)")
 _LONGEST_VALUE = 80
-
-
-class ConfigurationErrors(ConfigurationError):
-    """Every mistake of a configuration.
-
-    :param errors: at least one
-    :ivar errors: the mistakes: those of single keys first, then those between keys
-    """
-
-    def __init__(self, errors: Iterable[ConfigurationError]) -> None:
-        self.errors = tuple(errors)
-        super().__init__(self.errors[0].path, self.errors[0].value, self.errors[0].remedy)
-        self.args = ("\n".join(str(error) for error in self.errors),)
-
-    def __iter__(self) -> Iterator[ConfigurationError]:
-        return iter(self.errors)
-
-    def __len__(self) -> int:
-        return len(self.errors)
 
 
 class _Words(str):
@@ -153,16 +133,6 @@ def shown(path: str, value: object) -> object:
     if len(repr(value)) > _LONGEST_VALUE:
         return _Words(repr(value)[:_LONGEST_VALUE] + "...")
     return value
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a listener on this host is reachable from this machine alone."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def path_of(location: Sequence[str | int]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asyncdicom.errors import ConfigurationError
-from asyncdicom.modality import check_ae_title
+from asyncdicom.modality import check_ae_title, is_loopback
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -117,16 +117,6 @@ class Access:
             return True
         parsed = ipaddress.ip_address(address.partition("%")[0])
         return any(rule.ae_title in (None, calling_ae_title) and rule.admits_address(parsed) for rule in self.rules)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host to bind to is reachable from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def common_name(certificate: Mapping[str, object] | None) -> str | None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from asyncdicom.errors import ConfigurationError
+from asyncdicom.errors import ConfigurationError, ConfigurationErrors
 from asyncdicom.fleet.inventory import (
     AETable,
     AETitle,
@@ -29,19 +29,17 @@ from asyncdicom.fleet.inventory import (
 )
 from asyncdicom.fleet.tables import (
     MISSING,
-    ConfigurationErrors,
     ExistingFile,
     OptionalPath,
     Seconds,
     Table,
     Texts,
-    is_loopback,
     mistake,
     read_toml,
     shown,
     validate,
 )
-from asyncdicom.modality import Engine, Modality
+from asyncdicom.modality import Engine, Modality, is_loopback
 
 __all__ = ["Config", "ConfigurationErrors", "check", "load"]
 

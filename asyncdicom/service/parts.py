@@ -31,6 +31,7 @@ def make_archive(config: Config, observer: Observer) -> Archive | None:
         duplicates=config.archive.duplicates,
         min_free=config.archive.min_free,
         index=config.index,
+        outbox=bool(config.events.target),
         observer=observer,
     )
 

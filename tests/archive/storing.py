@@ -52,6 +52,7 @@ async def main(arguments: argparse.Namespace) -> None:
         arguments.directory,
         durability=arguments.durability,
         duplicates=arguments.duplicates,
+        outbox=True,
         index=arguments.index,
         threads=arguments.threads,
     )

@@ -130,7 +130,7 @@ async def test_a_replacement_that_was_cut_is_decided_by_the_index(tmp_path: Path
 
 async def test_a_replacement_that_was_cut_before_the_renaming_is_undone(tmp_path: Path, no_leaks: object) -> None:
     first = one()
-    settings = {"duplicates": "replace", "index": f"sqlite:{tmp_path}/index.db"}
+    settings = {"duplicates": "replace", "index": f"sqlite:{tmp_path}/index.db", "outbox": True}
     async with Archive(tmp_path / "archive", **settings) as archive:  # type: ignore[arg-type]
         stored = await archive.store(first)
     assert stored.path is not None
@@ -239,7 +239,7 @@ async def test_a_folder_that_is_removed_by_hand_is_made_again(tmp_path: Path, un
 
 async def test_an_index_that_cannot_commit_takes_the_file_back(tmp_path: Path, log: list[str], no_leaks: object) -> None:
     first, second = altered(one(), 1), altered(one(), 2)
-    settings = {"duplicates": "replace", "index": f"sqlite:{tmp_path}/index.db"}
+    settings = {"duplicates": "replace", "index": f"sqlite:{tmp_path}/index.db", "outbox": True}
 
     def refuse(event: str) -> None:
         with sqlite3.connect(tmp_path / "index.db") as connection:

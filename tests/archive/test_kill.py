@@ -36,7 +36,7 @@ def _killed(archive: Path, index: Path, seed: str, parts: bool, wait: float) -> 
 
 
 async def _open_and_close(archive: Path, index: Path) -> None:
-    async with Archive(archive, index=f"sqlite:{index}"):
+    async with Archive(archive, index=f"sqlite:{index}", outbox=True):
         pass
 
 
