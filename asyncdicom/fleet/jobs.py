@@ -326,7 +326,7 @@ class StoreJob(Job):
             async with self.associate(contexts, report) as association:
                 report.peer = association.peer
                 while len(self._left) > len(later):
-                    if not await self._store(association, report):
+                    if not await self._store(association, report) or self.modality.one_operation_per_association:
                         break
                     report.phases = association.phases = Phases()
 

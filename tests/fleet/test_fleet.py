@@ -208,6 +208,14 @@ async def test_an_association_that_breaks_costs_the_instance_under_way_and_no_ot
     assert Counter(str(outcome.reason) for outcome in outcomes) == {"connection_lost": 1, "ok": 3}
 
 
+async def test_a_modality_that_wants_one_operation_per_association_gets_it(no_leaks: object) -> None:
+    what = study(3)
+    async with SimulatedModality() as sim:
+        async with Fleet([sim.modality(one_operation_per_association=True)]) as fleet:
+            assert [outcome.ok async for outcome in fleet.send(what)] == [True] * 3
+        assert (sim.associations, sim.peak) == (3, 1)
+
+
 async def test_what_comes_by_get_is_counted_against_what_the_peer_says(no_leaks: object) -> None:
     held = [HeldInstance.read(data) for _, data in synthetic_study(4)]
     came: list[str] = []

@@ -30,6 +30,7 @@ from asyncdicom.modality import Engine, Modality
 from asyncdicom.testing import HeldInstance, Wire, send_instances, synthetic_instance, synthetic_study
 from asyncdicom.upper_layer import message as dimse
 from asyncdicom.upper_layer import pdu
+from asyncdicom.upper_layer.context import VERIFICATION
 from asyncdicom.upper_layer.message import CommandField
 from tests.scp.conftest import Seen
 
@@ -174,6 +175,19 @@ async def test_garbage_is_answered_with_0xc000_and_leaves_nothing(
     assert 0xC000 <= status <= 0xCFFF
     assert len(await anyio.to_thread.run_sync(files_of, tmp_path / "archive")) == 1
     assert seen.statuses == {status: 1, 0x0000: 1}
+
+
+async def test_a_disk_without_room_is_answered_with_0xa700_and_the_association_lives_on(
+    no_leaks: object, engine: Engine, tmp_path: Path
+) -> None:
+    """Bar R4 over the network; the archive has its own small disk."""
+    async with Archive(tmp_path / "archive", min_free=1 << 60) as archive, StorageSCP(archive, port=0, engine=engine) as scp:
+        async with await Wire.connect("127.0.0.1", scp.port) as wire:
+            await wire.associate([*STORAGE, PresentationContext(VERIFICATION)])
+            assert [await wire.store(HELD), await wire.store(HELD)] == [0xA700, 0xA700]
+            assert await wire.echo() == 0x0000
+            assert await wire.release()
+    assert await anyio.to_thread.run_sync(files_of, tmp_path / "archive") == []
 
 
 HOSTILE = [
