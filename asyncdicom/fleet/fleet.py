@@ -288,6 +288,10 @@ def _offer(send: MemoryObjectSendStream[Outcome], outcome: Outcome) -> None:
         send.send_nowait(outcome)
 
 
+async def _nothing_more(_: Match) -> bool:
+    return False
+
+
 def _several(queries: Query | Iterable[Query]) -> list[Query]:
     return [queries] if isinstance(queries, Query) else list(queries)
 
@@ -481,6 +485,13 @@ class Matches:
     def _ended(self, outcome: Outcome) -> None:
         self.outcomes[outcome.modality] = outcome
 
+    def _close_the_books(self) -> None:
+        """Whoever has not stopped within the grace is cancelled, and that is its outcome."""
+        for modality in self._targets:
+            if modality.name not in self.outcomes:
+                job = FindJob(modality, self._fleet.caller, self._query, _nothing_more)
+                self._ended(job.outcome(Report(reason=Reason.CANCELLED, detail="enough had come")))
+
     async def _iterate(self) -> AsyncIterator[Match]:
         send, receive = anyio.create_memory_object_stream[Match](_MATCHES_WAITING)
 
@@ -508,6 +519,7 @@ class Matches:
                     if self._limit is not None and count >= self._limit:
                         await receive.aclose()
                         await run.wind_up(CANCEL_GRACE)
+                        self._close_the_books()
                         break
                 for match in list(self._merge or ())[: self._limit]:
                     yield match

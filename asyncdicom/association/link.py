@@ -1,0 +1,229 @@
+"""A connection on the event loop: PDUs in and out, within deadlines. It knows the states of an association, not DIMSE."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from asyncdicom.errors import AssociationAborted, ConnectionLost, OperationError, ProtocolError
+from asyncdicom.upper_layer import pdu
+from asyncdicom.upper_layer.message import Message, MessageReader
+from asyncdicom.upper_layer.pdu import PDUReader, PDUType
+
+T = TypeVar("T")
+
+# Messages that may wait for whoever asked; beyond it the socket is not read, and the peer has to wait.
+_INBOX = 64
+
+
+class Link(asyncio.Protocol):
+    """The requestor's side of a connection.
+
+    :param who: the peer, for the text of errors
+    :param max_pdu: the maximum PDU length that we announce, enforced on what comes
+    :param max_object_size: bytes of the largest dataset to take
+    :ivar answer: the A-ASSOCIATE-AC, once it is here
+    :ivar ended: why it is over; None while it is not
+    """
+
+    def __init__(self, who: str, max_pdu: int, max_object_size: int) -> None:
+        self._who = who
+        self._frames = PDUReader(max_pdu)
+        self._messages = MessageReader(max_object_size)
+        self._inbox: deque[Message] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+        self._is_paused = False
+        self._last_pdu = 0.0
+        self.answer: memoryview | None = None
+        self.is_released = False
+        self.ended: OperationError | None = None
+
+    # -- the transport's side -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._socket = transport.get_extra_info("socket")
+        if self._socket is not None:
+            # asyncio does this for sockets that it made itself only; without it each small message waits 40 ms.
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        self._acknowledge_at_once()
+        try:
+            self._frames.feed(data)
+            for found in self._frames:
+                self._last_pdu = time.monotonic()
+                self._receive(found)
+                if self.ended is not None:
+                    break
+        except ProtocolError as error:
+            self._break_off(ProtocolError(f"{self._who}: {error.detail}"))
+        self._notify()
+
+    def _acknowledge_at_once(self) -> None:
+        # A peer with Nagle on waits for our delayed acknowledgement. The kernel forgets the option with each read.
+        if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _receive(self, found: pdu.PDU) -> None:
+        """Act on one PDU (PS3.8 Table 9-10, the requestor's states)."""
+        kind = found.type
+        if kind == PDUType.DATA_TF and self.answer is not None and not self.is_released:
+            for value in pdu.decode_data(found.body):
+                message = self._messages.receive(value)
+                if message is not None:
+                    self._inbox.append(message)
+            if len(self._inbox) >= _INBOX and not self._is_paused and self._transport is not None:
+                self._is_paused = True
+                self._transport.pause_reading()
+        elif kind == PDUType.ASSOCIATE_AC and self.answer is None:
+            self.answer = memoryview(bytes(found.body))
+        elif kind == PDUType.ASSOCIATE_RJ and self.answer is None:
+            self._end(pdu.decode_reject(found.body))
+        elif kind == PDUType.ABORT:
+            aborted = pdu.decode_abort(found.body)
+            text = f"{self._who}: the peer aborted the association"
+            self._end(AssociationAborted(text, source=aborted.source, diagnostic=aborted.diagnostic))
+        elif kind == PDUType.RELEASE_RP and self.is_released:
+            self._end(ConnectionLost(f"{self._who}: the association was released"))
+        elif kind == PDUType.RELEASE_RQ and self.answer is not None:
+            # Also in a collision: the requestor answers first (PS3.8 AR-8, AR-9), and waits for its own answer.
+            self.write(pdu.encode_release_rp())
+            if not self.is_released:
+                self._end(ConnectionLost(f"{self._who}: the peer released the association"))
+        else:
+            raise ProtocolError(f"{found.name} out of turn")
+
+    def eof_received(self) -> bool | None:
+        self._end(ConnectionLost(f"{self._who}: the peer closed the connection"))
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        what = "the connection was reset" if error is not None else "the connection is closed"
+        self._end(ConnectionLost(f"{self._who}: {what}"))
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def _end(self, error: OperationError) -> None:
+        if self.ended is None:
+            self.ended = error
+            if self._transport is not None:
+                self._transport.close()
+        self._notify()
+
+    def _break_off(self, error: OperationError) -> None:
+        # PS3.8 AA-8: the peer is told, and then no longer listened to.
+        self.write(pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, pdu.AbortReason.UNEXPECTED_PDU))
+        self._end(error)
+
+    def abort(self) -> None:
+        """Send A-ABORT and close; what the peer has not read by then is its loss."""
+        if self.ended is None:
+            if self.answer is not None:
+                self.write(pdu.encode_abort())
+            self._end(ConnectionLost(f"{self._who}: the association is over"))
+
+    async def closed(self, seconds: float) -> None:
+        """Return once the descriptor is given back; by force when the peer does not read what is left."""
+        if self._transport is None:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(self._closed)
+        except TimeoutError:
+            self._transport.abort()
+            await asyncio.shield(self._closed)
+
+    # -- the association's side ---------------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, ready: Callable[[], T | None], seconds: float, late: OperationError, *, in_all: bool = False) -> T:
+        """Wait for something to be there.
+
+        :param ready: answers it, or None
+        :param seconds: how long nothing may come from the peer
+        :param late: what to raise then
+        :param in_all: each PDU of the peer's does not give it more time
+        :raises OperationError: `late`, or why the connection is over
+        """
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        while True:
+            found = ready()
+            if found is not None:
+                return found
+            if self.ended is not None:
+                raise self.ended
+            left = (started if in_all else max(started, self._last_pdu)) + seconds - time.monotonic()
+            if left <= 0:
+                raise late
+            self._waiter = loop.create_future()
+            timer = loop.call_later(left, self._notify)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+
+    async def over(self) -> None:
+        """Return once the connection is over, by whatever way."""
+        while self.ended is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def take(self) -> Message | None:
+        """The next message, if it is here."""
+        if not self._inbox:
+            return None
+        message = self._inbox.popleft()
+        if self._is_paused and len(self._inbox) < _INBOX // 2 and self._transport is not None:
+            self._is_paused = False
+            if self.ended is None:
+                self._transport.resume_reading()
+        return message
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes; to a connection that is over they are lost, as they would be on the wire."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drained(self, seconds: float, late: OperationError) -> None:
+        """Return once the peer has read enough for more to be written.
+
+        :raises OperationError: `late` when it does not, or why the connection is over
+        """
+        if self._writable is not None:
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._writable)
+            except TimeoutError:
+                raise late from None
+        if self.ended is not None:
+            raise self.ended

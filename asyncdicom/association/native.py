@@ -1,0 +1,265 @@
+"""Engine ``native``, the requestor: an association on the event loop, without a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+
+from asyncdicom.association import transport
+from asyncdicom.association.contract import Stopwatch
+from asyncdicom.association.dialogue import Dataset_, Dialogue
+from asyncdicom.association.instance import Instance
+from asyncdicom.association.link import Link
+from asyncdicom.association.query import Query
+from asyncdicom.association.workers import workers
+from asyncdicom.errors import (
+    AssociateTimeout,
+    ConnectionLost,
+    DatasetError,
+    NoPresentationContext,
+    OperationError,
+    OperationTimeout,
+    TLSFailed,
+)
+from asyncdicom.modality import Modality
+from asyncdicom.outcome import Peer, Phases
+from asyncdicom.upper_layer import message as dimse
+from asyncdicom.upper_layer import negotiation, pdu
+from asyncdicom.upper_layer.context import AcceptedContext, PresentationContext
+from asyncdicom.upper_layer.message import Command, Message
+from asyncdicom.upper_layer.negotiation import AssociateRequest, ExtendedNegotiation
+
+T = TypeVar("T")
+
+# A file up to this size is read in one hop to a thread; a larger one in parts, as the peer takes them.
+_PART = 4 << 20
+# How long the connection may take to go away, in seconds, before it is cut.
+_GOODBYE = 1.0
+
+
+async def request(
+    modality: Modality,
+    calling_ae_title: str,
+    contexts: Sequence[PresentationContext],
+    phases: Phases,
+    query: Query | None = None,
+) -> NativeAssociation:
+    """Request an association.
+
+    :raises OperationError: when it cannot be had
+    """
+    extended = None if query is None else (query.find_sop_class, query.extended_negotiation)
+    asked, encoded = _request_pdu(modality, calling_ae_title, tuple(contexts), extended)
+    link = await _connect(modality, phases)
+    association = NativeAssociation(modality, phases, link)
+    try:
+        with Stopwatch(phases, "associate"):
+            await association.establish(asked, encoded)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await association.abort()
+        raise
+    return association
+
+
+@functools.lru_cache(maxsize=1024)
+def _request_pdu(
+    modality: Modality,
+    calling_ae_title: str,
+    contexts: tuple[PresentationContext, ...],
+    extended: tuple[str, bytes] | None,
+) -> tuple[AssociateRequest, bytes]:
+    # A sweep asks every modality the same thing every time.
+    proposed, roles = negotiation.propose(contexts)
+    asked = AssociateRequest(
+        called_ae_title=modality.ae_title,
+        calling_ae_title=calling_ae_title,
+        contexts=proposed,
+        max_length=modality.limits.max_pdu,
+        roles=roles,
+        extended=(ExtendedNegotiation(*extended),) if extended is not None and extended[1] else (),
+        user_identity=modality.user_identity,
+    )
+    return asked, negotiation.encode_request(asked)
+
+
+async def _connect(modality: Modality, phases: Phases) -> Link:
+    sock = await transport.dial(modality, phases)
+    loop = asyncio.get_running_loop()
+    link = functools.partial(Link, str(modality), modality.limits.max_pdu, modality.limits.max_object_size)
+    if modality.tls is None:
+        try:
+            return (await loop.create_connection(link, sock=sock))[1]
+        except BaseException:
+            sock.close()
+            raise
+    started = time.monotonic()
+    limit = modality.timeouts.connect
+    try:
+        context = await loop.run_in_executor(workers(), transport.client_context, modality.tls)
+        with anyio.fail_after(limit):
+            name = modality.tls.server_name or modality.host
+            return (await loop.create_connection(link, sock=sock, ssl=context, server_hostname=name))[1]
+    except TimeoutError:
+        sock.close()
+        raise TLSFailed(f"{modality}: no TLS handshake in {limit:g} s; does the peer speak TLS?") from None
+    except OSError as error:
+        sock.close()
+        raise transport.tls_failure(modality, error) from error
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        phases.tls = time.monotonic() - started
+
+
+class NativeAssociation(Dialogue):
+    """An association on the event loop."""
+
+    def __init__(self, modality: Modality, phases: Phases, link: Link) -> None:
+        super().__init__(modality, phases)
+        self._link = link
+        self._max_length = 0
+
+    async def establish(self, asked: AssociateRequest, encoded: bytes) -> None:
+        """Send the request for association, and take the answer (PS3.8 section 9.3.2).
+
+        :raises OperationError: when it is not accepted
+        """
+        timeout = self.modality.timeouts.associate
+        late = AssociateTimeout(f"{self.modality}: no answer in {timeout:g} s")
+        self._link.write(encoded)
+        body = await self._link.wait(lambda: self._link.answer, timeout, late, in_all=True)
+        accept = negotiation.decode_accept(body)
+        self.accepted = negotiation.accepted_contexts(asked, accept)
+        self.peer = Peer(accept.implementation_class_uid or None, accept.implementation_version or None)
+        self._max_length = accept.max_length
+        pdu.fragment_length(self._max_length)
+        if not self.accepted:
+            raise NoPresentationContext(f"{self.modality}: accepted none of the presentation contexts")
+
+    @property
+    def is_established(self) -> bool:
+        """Whether operations can be asked for."""
+        return self._link.ended is None and self._link.answer is not None
+
+    def ending(self) -> OperationError:
+        """Why the association is over."""
+        return self._link.ended or ConnectionLost(f"{self.modality}: the association is over")
+
+    async def run_blocking(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what blocks on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(workers(), function, *args)
+
+    async def send(self, context: AcceptedContext, command: Command, dataset: Dataset_ = None) -> None:
+        """Send a message."""
+        encoded = dimse.encode_command(command)
+        if isinstance(dataset, Instance):
+            parts = self._parts(dataset)
+            first = await self._next_part(parts, dataset)
+            self._link.write(pdu.encode_message(context.context_id, encoded, None, max_length=self._max_length))
+            await self._send_parts(context.context_id, first, parts, dataset)
+            return
+        self._link.write(pdu.encode_message(context.context_id, encoded, dataset, max_length=self._max_length))
+        await self._drained()
+
+    def _parts(self, instance: Instance) -> Iterator[tuple[bytes, bool]]:
+        """The dataset of an instance in parts, each with whether it is the last; blocks."""
+        if instance.path is None:
+            yield instance.data or b"", True
+            return
+        # All parts but the last are a whole number of fragments, so that no fragment is cut short by the way we read.
+        size = max(1, _PART // pdu.fragment_length(self._max_length)) * pdu.fragment_length(self._max_length)
+        with Path(instance.path).open("rb") as file:
+            file.seek(instance.offset)
+            part = file.read(size)
+            while True:
+                following = file.read(size) if len(part) == size else b""
+                yield part, not following
+                if not following:
+                    return
+                part = following
+
+    async def _next_part(self, parts: Iterator[tuple[bytes, bool]], instance: Instance) -> tuple[bytes, bool]:
+        try:
+            if instance.path is None:
+                return next(parts)
+            return await self.run_blocking(next, parts)
+        except OSError as error:
+            raise DatasetError(f"{instance.path}: cannot be read: {error.strerror or error}") from error
+
+    async def _send_parts(
+        self, context_id: int, part: tuple[bytes, bool], parts: Iterator[tuple[bytes, bool]], instance: Instance
+    ) -> None:
+        while True:
+            data, is_last = part
+            self._link.write(b"".join(_fragments(context_id, data, self._max_length, is_last)))
+            await self._drained()
+            if is_last:
+                return
+            try:
+                part = await self._next_part(parts, instance)
+            except DatasetError:
+                # Half a message is on its way: nothing can follow it but the end.
+                await self.abort()
+                raise
+
+    async def _drained(self) -> None:
+        timeout = self.modality.timeouts.operation
+        try:
+            await self._link.drained(timeout, OperationTimeout(f"{self.modality}: read nothing for {timeout:g} s"))
+        except OperationTimeout:
+            await self.abort()
+            raise
+
+    async def receive(self, seconds: float) -> Message:
+        """The peer's next message."""
+        message = self._link.take()
+        if message is not None:
+            return message
+        late = OperationTimeout(f"{self.modality}: no answer in {seconds:g} s")
+        try:
+            return await self._link.wait(self._link.take, seconds, late)
+        except OperationTimeout:
+            await self.abort()
+            raise
+
+    async def release(self) -> None:
+        """Release the association."""
+        try:
+            if self.outstanding is not None:
+                await self.outstanding.stop()
+            if self.is_established:
+                timeout = self.modality.timeouts.release
+                with Stopwatch(self.phases, "release"):
+                    self._link.is_released = True
+                    self._link.write(pdu.encode_release_rq())
+                    with anyio.move_on_after(timeout):
+                        await self._link.over()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.abort()
+
+    async def abort(self) -> None:
+        """Abort the association, and give back its descriptor."""
+        self._link.abort()
+        with anyio.CancelScope(shield=True):
+            await self._link.closed(_GOODBYE)
+
+
+def _fragments(context_id: int, data: bytes, max_length: int, is_last: bool) -> Iterator[bytes | memoryview]:
+    if is_last:
+        yield from pdu.encode_data(context_id, data, command=False, max_length=max_length)
+        return
+    size = pdu.fragment_length(max_length)
+    view = memoryview(data)
+    for at in range(0, len(view), size):
+        fragment = view[at : at + size]
+        yield pdu.data_header(context_id, len(fragment), command=False, last=False)
+        yield fragment
