@@ -133,26 +133,36 @@ class BridgedAssociation(Association):
             await self.call(self._negotiate, peer_address, contexts, query)
             if not raw.is_established:
                 raise self._why(AssociateTimeout(f"{self.modality}: no answer in {timeouts.associate:g} s"))
+            self.accepted = tuple(self._agreed(contexts))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.abort()
             raise
         raw.transport.deadline = None
         raw.acse_timeout = timeouts.release
-        self.accepted = tuple(
-            AcceptedContext(
-                int(context.context_id or 0),
-                str(context.abstract_syntax),
-                str(context.transfer_syntax[0]),
-                bool(context.as_scu),
-                bool(context.as_scp),
-            )
-            for context in raw.accepted_contexts
-        )
         self.peer = Peer(
             str(raw.acceptor.implementation_class_uid or "") or None,
             raw.acceptor.implementation_version_name or None,
         )
+
+    def _agreed(self, contexts: Sequence[PresentationContext]) -> Iterable[AcceptedContext]:
+        """The contexts that the peer accepted.
+
+        :raises ProtocolError: when it accepted what was not proposed, or announced a maximum length that nothing fits into
+        """
+        raw = self.raw
+        _ = raw.dimse.maximum_pdu_size  # It raises where there is none.
+        accepted = {int(context.context_id or 0): context for context in raw.accepted_contexts}
+        answer: Any = raw.acceptor.primitive
+        for answered in answer.presentation_context_definition_results_list:
+            if answered.result == 0 and answered.context_id not in accepted:
+                raise ProtocolError(f"{self.modality}: accepted a presentation context that was not proposed")
+        for context_id, context in accepted.items():
+            syntax = str(context.transfer_syntax[0]) if context.transfer_syntax else ""
+            # Contexts are numbered 1, 3, 5 ... in the order in which they are proposed.
+            if syntax not in contexts[context_id // 2].transfer_syntaxes:
+                raise ProtocolError(f"{self.modality}: chose a transfer syntax that was not proposed")
+            yield AcceptedContext(context_id, str(context.abstract_syntax), syntax, bool(context.as_scu), bool(context.as_scp))
 
     def _negotiate(self, peer_address: Any, contexts: Sequence[PresentationContext], query: Query | None) -> None:
         # On a worker. These are the steps of ApplicationEntity.associate, with the parts of ours.
@@ -247,8 +257,7 @@ class BridgedAssociation(Association):
             await self._released_by_peer()
 
     async def _released_by_peer(self) -> None:
-        self.raw.acse.send_release(is_response=True)
-        self.raw.is_established = False
+        await self.call(self.raw.answer_release)
         await self.abort()
         raise ConnectionLost(f"{self.modality}: the peer released the association")
 
@@ -260,11 +269,14 @@ class BridgedAssociation(Association):
         inbox = self.raw.dimse.inbox
         messages: list[Any] = []
         try:
-            messages.append(inbox.get(timeout=seconds))
-            while len(messages) < _BATCH:
+            messages.append(inbox.get(timeout=0 if inbox.is_closed else seconds))
+            while len(messages) < _BATCH and messages[-1][1] is not None:
                 messages.append(inbox.get_nowait())
         except queue.Empty:
             pass
+        if len(messages) > 1 and messages[-1][1] is None:
+            # There will be no more. Whoever asks next is to learn that at once, after having seen these.
+            inbox.put_over(messages.pop())
         return messages
 
     async def receive(self, seconds: float) -> list[Any]:

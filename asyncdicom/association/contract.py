@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,17 +265,19 @@ class Association(ABC):
 
 
 # Where each engine's `request(modality, calling_ae_title, contexts, phases)` is; imported when first used.
-_ENGINES: dict[str, str] = {"pynetdicom": "asyncdicom.association.bridge"}
+_ENGINES: dict[str, str] = {"native": "asyncdicom.association.native", "pynetdicom": "asyncdicom.association.bridge"}
 
 
-def resolve_engine(engine: Engine | None) -> Engine:
-    """The engine that will serve: what is asked for where it covers the operation, else the bridge.
+def resolve_engine(engine: Engine | None, covering: Container[str] = _ENGINES) -> Engine:
+    """The engine that will serve: the one that is asked for, by default the native one; the bridge where that covers less.
 
+    :param covering: the engines that cover what is wanted
     :raises ConfigurationError: when there is no engine of that name
     """
     if engine not in (None, "native", "pynetdicom"):
         raise ConfigurationError("engine", engine, 'write "native" or "pynetdicom"')
-    return engine if engine in _ENGINES else "pynetdicom"
+    wanted: Engine = engine or "native"
+    return wanted if wanted in covering else "pynetdicom"
 
 
 @asynccontextmanager

@@ -225,7 +225,9 @@ class Retrieving:
         """Take one instance that the peer sends us (PS3.4 C.4.3.3)."""
         association = self._association
         context = next((c for c in association.accepted if c.context_id == message._context_id), None)
-        if self._handler is None or context is None or not context.as_scp:
+        if context is None:
+            raise await association.fail("an instance on a presentation context that was not agreed")
+        if self._handler is None or not context.as_scp:
             status = 0x0122  # SOP class not supported
         else:
             data = message.DataSet.getbuffer() if message.DataSet is not None else b""

@@ -16,33 +16,47 @@ They stand on private names of pynetdicom; ``tests/association/test_pynetdicom_n
 
 from __future__ import annotations
 
+import logging
+import queue
 import struct
 import threading
 import time
+from contextlib import suppress
 from typing import Any, cast
 
+from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.fsm import StateMachine
+from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
 from pynetdicom.pdu import A_ABORT_RQ
-from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE, P_DATA
 from pynetdicom.timer import Timer
 
-from asyncdicom.association.hardened_socket import TICK, Fault, HardenedSocket, Mailbox
+from asyncdicom.association.hardened_socket import TICK, Fault, HardenedSocket, Inbox, Mailbox
+from asyncdicom.upper_layer.context import MAX_CONTEXTS
+from asyncdicom.upper_layer.message import MAX_COMMAND_LENGTH
+from asyncdicom.upper_layer.pdu import UNLIMITED_FRAGMENT_LENGTH, fragment_length
+
+logger = logging.getLogger(__name__)
 
 # Identifiers hold patient data and cost their formatting whatever the level; the per-PDU log handlers cost as much again.
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.LOG_HANDLER_LEVEL = "none"
 
-# Messages that may wait between the threads; beyond it the socket is not read, and the peer has to wait.
+# Messages, and their bytes, that may wait between the threads; beyond it the socket is not read, and the peer has to wait.
 _INBOX_MESSAGES = 64
+_INBOX_BYTES = 16 << 20
 _OUTBOX_PDUS = 32
-# Room for the command set before the dataset whose size is capped.
-_MAX_COMMAND_SET = 4_096
+# What a peer takes that does not say what it takes, although it has to (PS3.8 D.1); every implementation takes this.
+_UNSAID_MAX_LENGTH = 16_384
+# User-information sub-items and transfer syntaxes of one request; a request may be long, but not made of nothing but headers.
+_MAX_ITEMS = 8_192
 
 
 class MonotonicTimer(Timer):
@@ -55,8 +69,7 @@ class MonotonicTimer(Timer):
             return 1.0
         if self._start_time is None:
             return float(self.timeout)
-        now = time.monotonic() if self._end_time is None else self._end_time
-        return float(self.timeout) - (now - self._start_time)
+        return float(self.timeout) - (time.monotonic() - self._start_time)
 
     def start(self) -> None:
         """Start, or start again."""
@@ -64,8 +77,8 @@ class MonotonicTimer(Timer):
         self._end_time = None
 
     def stop(self) -> None:
-        """Stop."""
-        self._end_time = time.monotonic()
+        """Stop: it does not expire any more, also when it was about to."""
+        self._start_time = self._end_time = None
 
 
 class HardenedStateMachine(StateMachine):
@@ -74,6 +87,11 @@ class HardenedStateMachine(StateMachine):
     def do_action(self, event: str) -> None:
         """Perform the action for an event (PS3.8 Table 9-10)."""
         dul = cast(HardenedDUL, self.dul)
+        if event in _OURS and (event, self.current_state) not in TRANSITION_TABLE:
+            # The peer was faster: it has released or aborted, or broken the protocol, before this went out. It is void.
+            with suppress(queue.Empty):
+                dul.outbox.get(False)
+            return
         if event == "Evt19" or event in _UNEXPECTED.get(self.current_state, ()):
             dul.note_fault(Fault.PROTOCOL)
         try:
@@ -83,6 +101,8 @@ class HardenedStateMachine(StateMachine):
             dul.break_off()
 
 
+# Primitives of ours: associate responses, data, release and abort (PS3.8 Table 9-10).
+_OURS = {"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"}
 # AA-8: a PDU that is out of turn in this state (PS3.8 Table 9-10), so the fault is the peer's.
 _UNEXPECTED = {
     "Sta3": {"Evt3", "Evt4", "Evt6", "Evt10", "Evt12", "Evt13"},
@@ -102,7 +122,7 @@ class HardenedDUL(DULServiceProvider):
         self.daemon = True
         self._run_loop_delay = 0
         self.received_abort: A_ABORT | A_P_ABORT | None = None
-        self.outbox = Mailbox(_OUTBOX_PDUS, on_put=self._wake)
+        self.outbox = Mailbox(_OUTBOX_PDUS, on_put=self.wake)
         self.indications = Mailbox(on_put=self._indicated)
         self.to_provider_queue = self.outbox
         self.to_user_queue = self.indications
@@ -116,7 +136,8 @@ class HardenedDUL(DULServiceProvider):
         """Whose upper layer this is."""
         return cast(HardenedAssociation, self.assoc)
 
-    def _wake(self, _: Any) -> None:
+    def wake(self, _: Any = None) -> None:
+        """Wake its thread."""
         if isinstance(self.socket, HardenedSocket):
             self.socket.wake()
 
@@ -180,29 +201,59 @@ def tolerate(pdu: bytes | bytearray) -> bytearray:
 
     Unknown user-information sub-items are to be ignored (PS3.8 D.2). Characters that an AE title may not have become ``?``:
     the association is then rejected by its title instead of the connection being dropped.
+
+    :raises ValueError: when it is too short to be one, or has more items than one can have
     """
-    fixed = bytearray(pdu)
+    if len(pdu) < 74:
+        raise ValueError("an A-ASSOCIATE PDU has at least 74 bytes")
+    fixed = bytearray(pdu[:74])
     for start in (10, 26):
         title = fixed[start : start + 16]
         cleaned = bytes(byte if 0x20 <= byte < 0x7F and byte != 0x5C else 0x3F if byte else 0x20 for byte in title)
         fixed[start : start + 16] = cleaned if cleaned.strip() else b"?".ljust(16)
+    view = memoryview(pdu)
+    contexts = count = 0
     offset = 74
-    while offset + 4 <= len(fixed):
-        kind, length = fixed[offset], int.from_bytes(fixed[offset + 2 : offset + 4], "big")
+    while offset + 4 <= len(view):
+        kind, length = view[offset], int.from_bytes(view[offset + 2 : offset + 4], "big")
         end = offset + 4 + length
-        if kind == 0x50 and end <= len(fixed):
-            kept = bytearray()
-            inner = offset + 4
-            while inner + 4 <= end:
-                stop = inner + 4 + int.from_bytes(fixed[inner + 2 : inner + 4], "big")
-                if fixed[inner] in _KNOWN_USER_ITEMS or stop > end:
-                    kept += fixed[inner:stop]
-                inner = stop
-            fixed[offset + 2 : end] = struct.pack(">H", len(kept)) + kept
-            end = offset + 4 + len(kept)
+        if kind == 0x50 and end <= len(view):
+            known, inside = _known_items(view[offset:end])
+            fixed += known
+            count += inside
+        else:
+            fixed += view[offset:end]
+            contexts += kind in (0x20, 0x21)
+            count += _count_items(view[offset + 8 : end])
+        if contexts > MAX_CONTEXTS or count > _MAX_ITEMS:
+            raise ValueError("more items than an A-ASSOCIATE PDU can have")
         offset = end
+    fixed += view[offset:]
     fixed[2:6] = struct.pack(">L", len(fixed) - 6)
     return fixed
+
+
+def _known_items(item: memoryview) -> tuple[bytearray, int]:
+    """A user-information item without the sub-items that nobody knows, and how many it had."""
+    kept = bytearray(item[:4])
+    count = 0
+    offset = 4
+    while offset + 4 <= len(item):
+        stop = offset + 4 + int.from_bytes(item[offset + 2 : offset + 4], "big")
+        if item[offset] in _KNOWN_USER_ITEMS or stop > len(item):
+            kept += item[offset:stop]
+        offset = stop
+        count += 1
+    kept[2:4] = struct.pack(">H", len(kept) - 4)
+    return kept, count
+
+
+def _count_items(view: memoryview) -> int:
+    count = offset = 0
+    while offset + 4 <= len(view):
+        offset += 4 + int.from_bytes(view[offset + 2 : offset + 4], "big")
+        count += 1
+    return count
 
 
 class HardenedDIMSE(DIMSEServiceProvider):
@@ -210,15 +261,40 @@ class HardenedDIMSE(DIMSEServiceProvider):
 
     :param max_object_size: bytes of a dataset beyond which the association is aborted
     :ivar arrived: bytes of the message that is arriving, or that arrived last
+    :ivar sent: the message that was sent last
     """
 
     def __init__(self, association: HardenedAssociation, max_object_size: int) -> None:
         super().__init__(association)
+        self._association = association
         self._max_object_size = max_object_size
+        self._context_id = 0
+        self._command_length = 0
         self.arrived = 0
-        self.inbox = Mailbox(_INBOX_MESSAGES if association.is_requestor else 2, on_put=self._arrived)
+        self.sent: Any = None
+        self.inbox = Inbox(
+            _INBOX_MESSAGES if association.is_requestor else 2, _INBOX_BYTES, self._arrived, association.dul.wake
+        )
         self.msg_queue = self.inbox
         self._changed = threading.Event()
+
+    @property
+    def maximum_pdu_size(self) -> int:
+        """The maximum length to send with, in bytes (PS3.8 D.1).
+
+        Not simply what the peer announced: a peer that sets no limit must not have us make one PDU of a whole object, and
+        fragments have an even length.
+
+        :raises ProtocolError: when no message fits into what the peer announced
+        """
+        peer = self._association.acceptor if self._association.is_requestor else self._association.requestor
+        announced = _UNSAID_MAX_LENGTH if peer.maximum_length is None else peer.maximum_length
+        return min(fragment_length(announced), UNLIMITED_FRAGMENT_LENGTH) + 6
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send a message, waiting for room in what is to go out."""
+        self.sent = primitive
+        super().send_msg(primitive, context_id)
 
     def _arrived(self, _: Any) -> None:
         self._changed.set()
@@ -228,7 +304,7 @@ class HardenedDIMSE(DIMSEServiceProvider):
         self._changed.set()
 
     def let_go(self) -> None:
-        """Nothing more will come: wake everybody who waits for a message, or for room."""
+        """Nothing more will come: wake everybody who waits for a message."""
         self.inbox.close()
         self.inbox.put_over((None, None))
         self._changed.set()
@@ -239,20 +315,48 @@ class HardenedDIMSE(DIMSEServiceProvider):
             self._changed.wait(seconds)
         self._changed.clear()
 
-    def receive_primitive(self, primitive: Any) -> None:
-        """Take fragments of a message (PS3.7 section 6.3.1)."""
-        if self.message is None:
-            self.arrived = 0
-        # One byte of each fragment is the message control header (PS3.8 E.2).
-        self.arrived += sum(len(data) - 1 for _, data in primitive.presentation_data_value_list)
-        if self.arrived > self._max_object_size + _MAX_COMMAND_SET:
-            self.cut(Fault.TOO_LARGE)
-            return
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take fragments (PS3.7 section 6.3.1). One P-DATA may hold the end of a message and the beginning of the next."""
         try:
-            super().receive_primitive(primitive)
+            for context_id, data in primitive.presentation_data_value_list:
+                fault = self._receive_fragment(context_id, data)
+                if fault is not None:
+                    self.cut(fault)
+                    return
         except Exception:
             # Command sets that are not command sets fail inside the decoder in many ways.
             self.cut(Fault.PROTOCOL)
+
+    def _receive_fragment(self, context_id: int, data: bytes) -> Fault | None:
+        if self.message is None:
+            self.message = DIMSEMessage()
+            self.arrived = 0
+            self._context_id = context_id
+        # One byte of each fragment is the message control header (PS3.8 E.2).
+        self.arrived += len(data) - 1
+        if not data or context_id != self._context_id:
+            return Fault.PROTOCOL
+        message = self.message
+        # It becomes the class of its command when that is complete.
+        if type(message) is DIMSEMessage:
+            self._command_length = self.arrived
+            limit = MAX_COMMAND_LENGTH
+        else:
+            limit = self._command_length + self._max_object_size
+        if self.arrived > limit:
+            return Fault.TOO_LARGE
+        fragment = P_DATA()
+        fragment.presentation_data_value_list.append((context_id, data))
+        if message.decode_msg(fragment, self._association):
+            whole = message.message_to_primitive()
+            self.message = None
+            self.deliver(context_id, whole)
+        return None
+
+    def deliver(self, context_id: int, message: Any) -> None:
+        """Hand a message over. A C-CANCEL is not: nothing that we do for peers can be cancelled."""
+        if not isinstance(message, C_CANCEL):
+            self.inbox.put_message(context_id, message, self.arrived)
 
     def cut(self, fault: Fault) -> None:
         """End the association: the message that is arriving is no good."""
@@ -318,15 +422,20 @@ class HardenedAssociation(Association):
         self.dimse.let_go()
 
     def _abort_blocking(self, block: bool = True) -> None:
-        # Whoever calls this in pynetdicom has waited in vain; what the peer does when it is told so is not the fault.
+        # Who calls this in pynetdicom has waited in vain as the requestor, as the acceptor it was asked for what it does not
+        # do; what the peer does when it is told so is not the fault.
         if self.dul.received_abort is None and self.dul.peek_next_pdu() is None:
-            self.dul.note_fault(Fault.STALLED)
+            self.dul.note_fault(Fault.STALLED if self.is_requestor else Fault.PROTOCOL)
         super()._abort_blocking(block)
 
-    def _check_received_status(self, rsp: Any) -> Any:
-        if not rsp.is_valid_response:
-            self.dul.note_fault(Fault.PROTOCOL)
-        return super()._check_received_status(rsp)
+    def _check_received_status(self, rsp: Any) -> Dataset:
+        # pynetdicom takes any message for the response to its request.
+        asked = self.dimse.sent
+        if type(rsp) is type(asked) and rsp.is_valid_response and rsp.MessageIDBeingRespondedTo == asked.MessageID:
+            return super()._check_received_status(rsp)
+        self.dul.note_fault(Fault.PROTOCOL)
+        self.request_abort()
+        return Dataset()
 
     def kill(self) -> None:
         """End the association's threads; the state machine gets a moment to reach its end first."""
@@ -343,6 +452,12 @@ class HardenedAssociation(Association):
         self.dul.kill_dul()
         self.transport.wake()
 
+    def answer_release(self) -> None:
+        """Answer the peer's request for release, and wait until the answer is out (PS3.8 AR-4)."""
+        self.acse.send_release(is_response=True)
+        self.is_released = True
+        self.kill()
+
     def close_down(self, seconds: float = 1.0) -> None:
         """Wait for the upper layer's thread to end, cut the connection if it does not, and give the descriptors back."""
         if self.dul.ident is not None:
@@ -352,6 +467,10 @@ class HardenedAssociation(Association):
                 self.transport.hurry(0)
                 self.transport.sever()
                 self.dul.join(seconds)
+            if self.dul.is_alive():
+                # A descriptor too many is better than one that is closed under a thread that uses it.
+                logger.error("a thread of the upper layer does not end; its descriptors stay open")
+                return
         self.transport.dispose()
 
     def _run_reactor(self) -> None:
@@ -368,11 +487,7 @@ class HardenedAssociation(Association):
                 # The time that we took is not the peer's.
                 self.dul._idle_timer.restart()
             if self.is_established and self.acse.is_release_requested():
-                self.acse.send_release(is_response=True)
-                self.is_released = True
-                self.is_established = False
-                evt.trigger(self, evt.EVT_RELEASED, {})
-                self.kill()
+                self.answer_release()
                 return
             if self.acse.is_aborted():
                 self.dul.receive_pdu(wait=False)
@@ -390,5 +505,6 @@ class HardenedAssociation(Association):
 
     def on_idle(self) -> None:
         """Nothing came for the network timeout."""
+        self.dul.note_fault(Fault.STALLED)
         self.abort()
         self.kill()

@@ -11,6 +11,7 @@ import ssl
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TICK = 0.25
 # The peer closes after a release or a rejection (PS3.8 AR-3); DCMTK waits for us to do it, so we do, this much later.
 _CLOSING = 0.01
+_HEADER_LENGTH = 6
 _MAX_ASSOCIATE_PDU = 1 << 20
 _FIXED_PDUS = {0x03, 0x05, 0x06, 0x07}
 _RECV = select.POLLIN | select.POLLHUP | select.POLLERR
@@ -48,11 +50,13 @@ class Mailbox(queue.Queue[Any]):
 
     :param maxsize: items that may wait
     :param on_put: called after each item, outside of the lock
+    :ivar is_closed: whether its other side is gone
     """
 
     def __init__(self, maxsize: int = 0, on_put: Callable[[Any], None] | None = None) -> None:
         super().__init__(maxsize)
         self._on_put = on_put
+        self.is_closed = False
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an item, waiting for room."""
@@ -70,6 +74,7 @@ class Mailbox(queue.Queue[Any]):
     def close(self) -> None:
         """Let everybody go who waits for room, now and later."""
         with self.mutex:
+            self.is_closed = True
             self.maxsize = 1 << 60
             self.not_full.notify_all()
 
@@ -80,6 +85,58 @@ class Mailbox(queue.Queue[Any]):
             self.queue.clear()
             self.queue.extend(kept)
             self.not_full.notify_all()
+
+
+class Inbox(Mailbox):
+    """Messages that wait for whom they are for.
+
+    It takes whatever it is given, so that the thread that reads is never caught in it: that thread has also to send. Instead it
+    does not read on while there is no room.
+
+    :param messages: how many may wait
+    :param size: how many bytes may wait
+    :param on_put: called after each message
+    :param on_room: called when there is room again
+    """
+
+    def __init__(self, messages: int, size: int, on_put: Callable[[Any], None], on_room: Callable[[], None]) -> None:
+        super().__init__(on_put=on_put)
+        self._limits = (messages, size)
+        self._on_room = on_room
+        self._sizes: deque[int] = deque()
+        self._size = 0
+        self._arriving = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next message may be read."""
+        return self.is_closed or (len(self._sizes) < self._limits[0] and self._size < self._limits[1])
+
+    def put_message(self, context_id: int, message: Any, size: int) -> None:
+        """Put a message; called by one thread alone.
+
+        :param size: its bytes
+        """
+        self._arriving = size
+        self.put((context_id, message))
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take a message, or (None, None) when there will be none."""
+        had_room = self.has_room
+        item = super().get(block, timeout)
+        if not had_room:
+            self._on_room()
+        return item
+
+    def _put(self, item: Any) -> None:
+        size = 0 if item[1] is None else self._arriving
+        self._sizes.append(size)
+        self._size += size
+        super()._put(item)
+
+    def _get(self) -> Any:
+        self._size -= self._sizes.popleft()
+        return super()._get()
 
 
 class Pace:
@@ -118,6 +175,7 @@ class HardenedSocket(AssociationSocket):
     def __init__(
         self, association: HardenedAssociation, sock: socket.socket, *, max_pdu: int, pace: Pace, deadline: float | None
     ) -> None:
+        self._association = association
         self._connected_socket = sock
         self.fault: Fault | None = None
         self.pace = pace
@@ -126,6 +184,8 @@ class HardenedSocket(AssociationSocket):
         self._body: int | None = None
         self._refusing = False
         self._linger_left = _LINGER_BYTES
+        # What TLS has deciphered of the next header.
+        self._ahead = b""
         self._hurry: float | None = None
         self._wake_lock = threading.Lock()
         self._wake_fd: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -171,6 +231,11 @@ class HardenedSocket(AssociationSocket):
             socket.socket.shutdown(self._connected_socket, socket.SHUT_RDWR)
         self.wake()
 
+    def _shutdown_socket(self) -> None:
+        # Called by pynetdicom to close, from more threads than one. Not before `dispose`: by then the number of the descriptor
+        # could stand for another connection, which the upper layer's thread would go on waiting for, reading and cutting.
+        self.sever()
+
     def dispose(self) -> None:
         """Give the descriptors back. The upper layer's thread must have ended."""
         with self._wake_lock:
@@ -181,6 +246,12 @@ class HardenedSocket(AssociationSocket):
         self.socket = None
 
     # -- called from the upper layer's thread -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the connection; the descriptor is given back by :meth:`dispose`."""
+        super().close()
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(self._sock_fd)
 
     def _wait(self, events: int, until: float) -> bool:
         """Wait until the socket is ready for `events`, somebody wakes us, or the time is over; False when it is over."""
@@ -210,9 +281,10 @@ class HardenedSocket(AssociationSocket):
         is_waiting = not self.event_queue.empty()
         if self._refusing:
             return False if is_waiting else self._linger(sock)
-        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        if isinstance(sock, ssl.SSLSocket) and (self._ahead or sock.pending()):
             return True
-        self._poll.register(self._sock_fd, select.POLLIN)
+        # While its messages wait to be taken the peer waits too, in what it sends; we still send.
+        self._poll.register(self._sock_fd, select.POLLIN if self._association.dimse.inbox.has_room else 0)
         found = False
         patience = _CLOSING if self.assoc.dul.state_machine.current_state == "Sta13" else TICK
         for fd, _ in self._poll.poll(0 if is_waiting else patience * 1000):
@@ -221,7 +293,20 @@ class HardenedSocket(AssociationSocket):
                     os.eventfd_read(fd)
             else:
                 found = True
-        return found
+        return self._decipher(sock) if found and isinstance(sock, ssl.SSLSocket) else found
+
+    def _decipher(self, sock: ssl.SSLSocket) -> bool:
+        """Whether what came over TLS holds anything of a PDU: session tickets, key updates and half a record do not."""
+        try:
+            self._ahead = sock.recv(_HEADER_LENGTH)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLWantWriteError:
+            self._wait(select.POLLOUT, time.monotonic() + TICK)
+            return False
+        except OSError:
+            return True  # Whoever reads next sees it, too.
+        return True
 
     def _linger(self, sock: socket.socket) -> bool:
         """Read and forget for a moment: closing on unread bytes sends a reset, which overtakes our A-ABORT."""
@@ -277,7 +362,9 @@ class HardenedSocket(AssociationSocket):
             return buffer[:0]
         view = memoryview(buffer)
         started = last = time.monotonic()
-        got = 0
+        got = len(self._ahead)
+        view[:got] = self._ahead
+        self._ahead = b""
         while got < count:
             try:
                 read = sock.recv_into(view[got:])
@@ -297,6 +384,8 @@ class HardenedSocket(AssociationSocket):
                 return buffer
             got += read
             last = time.monotonic()
+            # A PDU may be longer in coming than a peer may be silent.
+            self._association.dul._idle_timer.restart()
             self._acknowledge_at_once()
         return buffer
 

@@ -41,8 +41,7 @@ async def connect(modality: Modality, phases: Phases) -> socket.socket:
     :raises ConnectTimeout: no answer in time, or no route
     :raises TLSFailed: the handshake failed
     """
-    addresses = await _resolve(modality, phases)
-    sock = await _connect(modality, addresses, phases)
+    sock = await dial(modality, phases)
     if modality.tls is None:
         return sock
     try:
@@ -50,6 +49,23 @@ async def connect(modality: Modality, phases: Phases) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+
+
+async def dial(modality: Modality, phases: Phases) -> socket.socket:
+    """Resolve and connect to a modality, without TLS.
+
+    :param phases: receives the seconds of resolve and connect, also of one that failed
+    :return: a connected, non-blocking socket; the caller closes it
+    :raises OperationError: as :func:`connect`
+    """
+    return await _connect(modality, await _resolve(modality, phases), phases)
+
+
+def tls_failure(modality: Modality, error: OSError) -> TLSFailed:
+    """What a handshake that failed is to the caller."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TLSFailed(f"{modality}: {error.verify_message}")
+    return TLSFailed(f"{modality}: {getattr(error, 'reason', None) or error}")
 
 
 async def _resolve(modality: Modality, phases: Phases) -> Addresses:
@@ -126,10 +142,8 @@ async def _secure(modality: Modality, tls: TLS, sock: socket.socket, phases: Pha
             raise
     except TimeoutError:
         raise TLSFailed(f"{modality}: no TLS handshake in {limit:g} s; does the peer speak TLS?") from None
-    except ssl.SSLCertVerificationError as error:
-        raise TLSFailed(f"{modality}: {error.verify_message}") from error
-    except (ssl.SSLError, OSError) as error:
-        raise TLSFailed(f"{modality}: {getattr(error, 'reason', None) or error}") from error
+    except OSError as error:
+        raise tls_failure(modality, error) from error
     finally:
         phases.tls = time.monotonic() - started
     return secured

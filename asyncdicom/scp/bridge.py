@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import socket
@@ -16,8 +17,8 @@ import anyio
 from pydicom.uid import UID, UID_dictionary
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext as RawContext
 from pynetdicom.service_class import NonPatientObjectStorageServiceClass, ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
@@ -27,6 +28,8 @@ from asyncdicom.association.hardened import HardenedAssociation, HardenedDIMSE
 from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.received import Received
 from asyncdicom.association.workers import workers
+from asyncdicom.errors import ProtocolError
+from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -53,29 +56,45 @@ class ServedDIMSE(HardenedDIMSE):
     def __init__(self, association: ServedAssociation, max_object_size: int) -> None:
         super().__init__(association, max_object_size)
         self._served = association
-        self._started = 0.0
+        # By when more of the message that is arriving must be here.
+        self._due = 0.0
         # Of each message that is complete and not yet answered: its bytes, and when its last fragment came.
         self.complete: deque[tuple[int, float]] = deque()
 
-    def receive_primitive(self, primitive: Any) -> None:
-        """Take fragments of a message (PS3.7 section 6.3.1)."""
-        now = time.monotonic()
-        if self.message is None:
-            self._started = now
-        size = sum(len(data) - 1 for _, data in primitive.presentation_data_value_list)
-        door = self._served.door
-        if not door.ingest.budget.take(self._served, size, gone=self._served.is_gone):
-            return
-        rate_due = self._started + _RATE_GRACE + (self.arrived / door.min_rate if door.min_rate else float("inf"))
-        if self.message is not None and now > rate_due:
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take fragments of messages (PS3.7 section 6.3.1)."""
+        if self.message is not None and time.monotonic() > self._due:
             self.cut(Fault.STALLED)
             return
-        # Before it is handed over: the reactor looks for it as soon as it has the message.
-        held = size if self.message is None else self.arrived + size
-        self.complete.append((held, now))
+        began = time.monotonic()
+        # One byte of each fragment is the message control header (PS3.8 E.2).
+        size = sum(max(0, len(data) - 1) for _, data in primitive.presentation_data_value_list)
+        door = self._served.door
+        if not door.ingest.budget.take(self._served, size, gone=self._served.is_gone_after_all):
+            return
+        now = time.monotonic()
+        if self.message is None:
+            self._due = now + _RATE_GRACE
+        else:
+            # The time that we took is not the peer's.
+            self._due += now - began
+        if door.min_rate:
+            # What came fast earns time; but no more than it takes to be silent once and then to send one PDU slowly, or a fast
+            # beginning would let a peer hold its part of the budget for hours.
+            longest = max(_RATE_GRACE, door.idle_timeout) + door.max_pdu / door.min_rate
+            self._due = min(self._due + size / door.min_rate, now + longest)
+        else:
+            self._due = float("inf")
         super().receive_primitive(primitive)
-        if self.message is not None:
-            self.complete.pop()
+
+    def deliver(self, context_id: int, message: Any) -> None:
+        """Hand a message over; what is not handed over is not held."""
+        if isinstance(message, C_CANCEL):
+            self._served.door.ingest.budget.give_back(self._served, self.arrived)
+            return
+        # Before it is handed over: the reactor looks for it as soon as it has the message.
+        self.complete.append((self.arrived, time.monotonic()))
+        super().deliver(context_id, message)
 
 
 class ServedAssociation(HardenedAssociation):
@@ -95,6 +114,7 @@ class ServedAssociation(HardenedAssociation):
         self.ended = asyncio.Event()
         self._loop = loop
         self._handling: concurrent.futures.Future[int] | None = None
+        self._gave_up = False
         super().__init__(ae, "acceptor", max_object_size=door.max_object_size)
         self.daemon = True
         self.name = "AcceptorThread@asyncdicom"
@@ -107,13 +127,20 @@ class ServedAssociation(HardenedAssociation):
         """Whether nobody waits for an answer any more."""
         return self.is_aborted or self._kill or self.transport.fault is not None
 
+    def is_gone_after_all(self) -> bool:
+        """Whether it ended while it waited for us: that counts neither as idleness nor as slowness of the peer."""
+        self.dul._idle_timer.restart()
+        return self.is_gone()
+
     @property
     def is_busy(self) -> bool:
         """Whether a message is arriving, waiting or being handled."""
         return self.dimse.message is not None or bool(self.dimse.complete) or self._handling is not None
 
     def _tell(self, function: Callable[..., None], *args: Any) -> None:
-        self._loop.call_soon_threadsafe(function, *args)
+        # A loop that is closed, with a handler of the user's still at work, has nobody left who could be told.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
 
     # -- on the reactor's thread --------------------------------------------------------------------------------------
 
@@ -135,10 +162,10 @@ class ServedAssociation(HardenedAssociation):
         self.dul.start()
         self._started_dul = True
         self._dul_ready.wait()
-        request = self.dul.receive_pdu(wait=True, timeout=self.acse_timeout)
+        request: Any = self.dul.receive_pdu(wait=True, timeout=self.acse_timeout)
         if not isinstance(request, A_ASSOCIATE):
             # Silence, half a request, garbage, or a load balancer that looked in and left.
-            if (request is None and self.dul.is_alive()) or self.transport.fault is Fault.STALLED:
+            if self.transport.fault is Fault.STALLED or (self.transport.fault is None and self._is_late()):
                 self._tell(self.door.refused, "artim", self.peer)
             self.transport.hurry(0.3)
             self.dul.join(1.0)
@@ -146,6 +173,12 @@ class ServedAssociation(HardenedAssociation):
         self.requestor.primitive = request
         self.peer.calling_ae_title = str(request.calling_ae_title).strip()
         self.peer.called_ae_title = str(request.called_ae_title).strip()
+        try:
+            _ = self.dimse.maximum_pdu_size
+        except ProtocolError:
+            self._abort_for_protocol_error()
+            self.dul.join(1.0)
+            return
         refusal = self.door.decide(self.peer)
         if refusal is not None:
             reason, answer = refusal
@@ -182,16 +215,28 @@ class ServedAssociation(HardenedAssociation):
                 return "too_large"
             case Fault.PROTOCOL:
                 return "protocol_error"
-        return "drain" if self._sent_abort else "peer"
+        return "drain" if self._gave_up else "peer"
+
+    def _is_late(self) -> bool:
+        deadline = self.transport.deadline
+        return deadline is not None and time.monotonic() >= deadline
+
+    def _abort_for_protocol_error(self) -> None:
+        self.dul.note_fault(Fault.PROTOCOL)
+        self.acse.send_abort(0x02)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
+        if not self.is_established:
+            # It waited behind one that ended the association: nobody waits for its answer.
+            return
+        context = self._accepted_cx.get(context_id)
+        if context is None or msg.MessageID is None or not (isinstance(msg, C_STORE) or msg.is_valid_request):
+            # Not agreed, a response to nothing, or a request that cannot be answered.
+            self._abort_for_protocol_error()
+            return
         if not isinstance(msg, C_STORE):
             super()._serve_request(msg, context_id)
             self._give_back()
-            return
-        context = self._accepted_cx.get(context_id)
-        if context is None or msg.MessageID is None:
-            self.request_abort()
             return
         if msg.is_valid_request and msg.DataSet is not None:
             status = self._take(msg, str(context.transfer_syntax[0]))
@@ -221,11 +266,16 @@ class ServedAssociation(HardenedAssociation):
             move_originator_message_id=message.MoveOriginatorMessageID,
         )
         started = self.dimse.complete[0][1] if self.dimse.complete else time.monotonic()
-        self._handling = asyncio.run_coroutine_threadsafe(self.door.ingest.take(received, started), self._loop)
+        handling = asyncio.run_coroutine_threadsafe(self.door.ingest.take(received, started), self._loop)
+        self._handling = handling
+        if self._gave_up:
+            # Before it could be seen that there is something to be cancelled.
+            handling.cancel()
         try:
-            return self._handling.result()
+            return handling.result()
         except concurrent.futures.CancelledError:
-            return None
+            # By us, or by the handler itself, which has then failed.
+            return None if self._gave_up else UNHANDLED_EXCEPTION
         finally:
             self._handling = None
 
@@ -239,6 +289,7 @@ class ServedAssociation(HardenedAssociation):
 
     def give_up(self) -> None:
         """Abort, whatever is under way: what has not been acknowledged is the sender's to send again."""
+        self._gave_up = True
         handling = self._handling
         if handling is not None:
             handling.cancel()

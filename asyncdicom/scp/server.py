@@ -42,7 +42,7 @@ _PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno
 _QUIET = 1.0
 # What is aborted at the end of a drain has so long, in seconds, to be gone.
 _ABORT_GRACE = 3.0
-_ENGINES = {"pynetdicom": "asyncdicom.scp.bridge"}
+_ENGINES = {"native": "asyncdicom.scp.native", "pynetdicom": "asyncdicom.scp.bridge"}
 
 
 class StorageSCP:
@@ -114,7 +114,8 @@ class StorageSCP:
         self._tls = tls
         self._artim_timeout = artim_timeout
         self._drain_timeout = drain_timeout
-        self._serve = importlib.import_module(_ENGINES[resolve_engine(engine)]).serve
+        self._engine = resolve_engine(engine, _ENGINES)
+        self._serve = importlib.import_module(_ENGINES[self._engine]).serve
         # Plain functions as handlers block: each may, without keeping the others from running.
         self._executor = ThreadPoolExecutor(max(32, max_associations), thread_name_prefix="asyncdicom-handler")
         self._door = Door(
@@ -257,23 +258,31 @@ class StorageSCP:
     # -- connections --------------------------------------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        is_exhausted = False
         while True:
+            # Not the loop's sock_accept: cancelled at the wrong moment, it loses the connection that it has accepted.
+            await anyio.wait_readable(listener)
             try:
-                sock, address = await loop.sock_accept(listener)
+                sock, address = listener.accept()
+            except BlockingIOError:
+                continue
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     # The connection stays in the backlog; trying again at once would take the whole processor.
-                    logger.error("cannot accept: %s", error.strerror)
+                    if not is_exhausted:
+                        logger.error("cannot accept: %s; trying again until it can be", error.strerror)
+                    is_exhausted = True
                     await anyio.sleep(0.1)
                 elif error.errno not in _PASSING:
                     raise
                 continue
+            is_exhausted = False
+            sock.setblocking(False)
             peer = ServedPeer(str(address[0]))
             if not self._door.access.admits_address(peer.address):
                 sock.close()
                 self._door.refused("network", peer)
-            elif self._half_open >= _MAX_HALF_OPEN:
+            elif self._half_open + len(self._door.serving) - self._door.count >= _MAX_HALF_OPEN:
                 sock.close()
                 self._door.refused("limit", peer)
             else:
@@ -282,6 +291,9 @@ class StorageSCP:
     async def _connection(self, sock: socket.socket, peer: ServedPeer) -> None:
         """One connection, from accepted to gone. What goes wrong in it stays in it."""
         deadline = time.monotonic() + self._artim_timeout
+        if self._engine == "native":
+            await self._serve(self._door, sock, peer, deadline, self._ssl)
+            return
         try:
             if self._ssl is not None:
                 sock = await self._secure(sock, self._ssl, peer)

@@ -7,7 +7,7 @@ D.2 has them ignored, and newer devices send them. The tests hold both direction
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -178,7 +178,7 @@ def propose(contexts: Iterable[PresentationContext]) -> tuple[tuple[ProposedCont
 
 
 def negotiate(
-    contexts: Iterable[ProposedContext], transfer_syntaxes_of: Callable[[str], Collection[str] | None]
+    contexts: Iterable[ProposedContext], transfer_syntaxes_of: Callable[[str], Container[str] | None]
 ) -> tuple[ContextResult, ...]:
     """Answer proposed contexts as the acceptor: the first transfer syntax that both know, in the requestor's order.
 

@@ -7,7 +7,7 @@ import pytest
 from asyncdicom.modality import Engine
 
 
-@pytest.fixture(params=["pynetdicom"])
+@pytest.fixture(params=["native", "pynetdicom"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn."""
     engine: Engine = request.param

@@ -11,7 +11,7 @@ from asyncdicom import Observer
 from asyncdicom.modality import Engine
 
 
-@pytest.fixture(params=["pynetdicom"])
+@pytest.fixture(params=["native", "pynetdicom"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn."""
     engine: Engine = request.param

@@ -1,0 +1,438 @@
+"""One association served by engine ``native``: on the event loop, in the connection's own task, without a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Container
+from typing import cast
+
+import anyio
+
+from asyncdicom.association.received import Received
+from asyncdicom.errors import ProtocolError
+from asyncdicom.scp.access import common_name
+from asyncdicom.scp.contexts import transfer_syntaxes_of
+from asyncdicom.scp.served import Door, ServedPeer
+from asyncdicom.upper_layer import message as dimse
+from asyncdicom.upper_layer import negotiation, pdu
+from asyncdicom.upper_layer.context import VERIFICATION
+from asyncdicom.upper_layer.message import Command, CommandField, Message, MessageReader
+from asyncdicom.upper_layer.negotiation import AssociateAccept, AssociateRequest
+from asyncdicom.upper_layer.pdu import PDU, PDUReader, PDUType
+
+logger = logging.getLogger(__name__)
+
+_SUCCESS = 0x0000
+_SOP_CLASS_NOT_SUPPORTED = 0x0122
+_UNRECOGNIZED_OPERATION = 0x0211
+_CANNOT_UNDERSTAND = 0xC000
+# A peer in the middle of a message has so long, in seconds, before its rate counts; and it is looked at so often.
+_RATE_GRACE = 10.0
+_RATE_TICK = 1.0
+# After an abort, what the peer has in flight is read and forgotten so long: closing on it would send a reset, which overtakes
+# our A-ABORT.
+_LINGER = 0.25
+# How long the connection may take to go away, in seconds, before it is cut.
+_GOODBYE = 2.0
+
+
+async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: float, tls: ssl.SSLContext | None) -> None:
+    """Serve one connection until it is over.
+
+    :param sock: accepted and non-blocking; it is closed here
+    :param deadline: monotonic time by which the request for association must be here (ARTIM)
+    :param tls: with it, TLS is spoken
+    """
+    loop = asyncio.get_running_loop()
+    association = ServedAssociation(door, peer)
+    try:
+        if tls is None:
+            await loop.connect_accepted_socket(lambda: association, sock)
+        else:
+            left = max(0.001, deadline - time.monotonic())
+            await loop.connect_accepted_socket(lambda: association, sock, ssl=tls, ssl_handshake_timeout=left)
+    except OSError as error:
+        sock.close()
+        door.refused("tls", peer)
+        logger.info("a connection from %s ended before it began: %s", peer.address, type(error).__name__)
+        return
+    except BaseException:
+        sock.close()
+        raise
+    door.serving.add(association)
+    try:
+        await association.run(deadline)
+    finally:
+        door.serving.discard(association)
+        with anyio.CancelScope(shield=True):
+            await association.gone()
+
+
+class ServedAssociation(asyncio.Protocol):
+    """An association that was asked of us: the acceptor's states of PS3.8 section 9.2."""
+
+    def __init__(self, door: Door, peer: ServedPeer) -> None:
+        self._door = door
+        self._peer = peer
+        self._loop = asyncio.get_running_loop()
+        self._frames = PDUReader(door.max_pdu)
+        self._messages = MessageReader(door.max_object_size)
+        # Whole messages that wait for their turn, each with the time of its last fragment and its bytes.
+        self._inbox: deque[tuple[Message, float, int]] = deque()
+        self._request: AssociateRequest | None = None
+        self._contexts: dict[int, tuple[str, str]] = {}
+        self._max_length = 0
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._changed: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._closed = self._loop.create_future()
+        self._handling: anyio.CancelScope | None = None
+        self._is_paused = False
+        self._is_established = False
+        self._said = False
+        self._last = self._started = time.monotonic()
+        self._arrived = 0
+        self._release_asked = False
+        # Why it is over, in the words of Observer.scp_association_aborted; "" after a release; None while it is not.
+        self._ending: str | None = None
+
+    # -- the transport's side -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._socket = transport.get_extra_info("socket")
+        self._peer.common_name = common_name(transport.get_extra_info("peercert"))
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        self._last = time.monotonic()
+        self._said = True
+        self._acknowledge_at_once()
+        if self._ending is not None:
+            return
+        try:
+            self._frames.feed(data)
+            self._read_on()
+        except ProtocolError:
+            self._refuse("too_large" if self._messages.size > self._door.max_object_size else "protocol_error")
+        self._notify()
+
+    def _acknowledge_at_once(self) -> None:
+        # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object. The kernel forgets the option.
+        if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _read_on(self) -> None:
+        """Act on the PDUs that are here, as long as there is room for what they bring."""
+        while self._ending is None and len(self._inbox) < 2:
+            found = self._frames.next_pdu()
+            if found is None:
+                break
+            self._receive(found)
+        self._pause_or_resume()
+
+    def _receive(self, found: PDU) -> None:
+        kind = found.type
+        if kind == PDUType.DATA_TF and self._is_established and not self._release_asked:
+            for value in pdu.decode_data(found.body):
+                if not self._messages.inside_message:
+                    self._started, self._arrived = self._last, 0
+                size = len(value.data)
+                self._arrived += size
+                self._door.ingest.budget.charge(self, size)
+                message = self._messages.receive(value)
+                if message is not None:
+                    self._inbox.append((message, self._last, self._arrived))
+        elif kind == PDUType.ASSOCIATE_RQ and self._request is None:
+            self._request = negotiation.decode_request(found.body)
+        elif kind == PDUType.RELEASE_RQ and self._is_established:
+            self._release_asked = True
+        elif kind == PDUType.ABORT:
+            self._over("peer")
+        else:
+            raise ProtocolError(f"{found.name} out of turn")
+
+    def _pause_or_resume(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        wanted = len(self._inbox) < 2 and self._door.ingest.budget.may_read(self)
+        if wanted and self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        elif not wanted and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+            if len(self._inbox) < 2:
+                self._door.ingest.budget.notify(self, self._room)
+
+    def _room(self) -> None:
+        """The budget has room again. Called from any thread."""
+        self._loop.call_soon_threadsafe(self._pause_or_resume)
+
+    def eof_received(self) -> bool | None:
+        self._over("connection_lost")
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._over("connection_lost")
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    def _over(self, ending: str) -> None:
+        if self._ending is None:
+            self._ending = ending
+            if self._transport is not None:
+                self._transport.close()
+        self._notify()
+
+    def _refuse(self, ending: str) -> None:
+        """Abort (PS3.8 AA-1, AA-8), and listen no more."""
+        if self._ending is not None:
+            return
+        self._ending = ending
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            source = pdu.AbortSource.SERVICE_USER if ending == "drain" else pdu.AbortSource.SERVICE_PROVIDER
+            transport.write(pdu.encode_abort(source))
+            if self._is_paused:
+                self._is_paused = False
+                transport.resume_reading()
+            if transport.can_write_eof():
+                transport.write_eof()
+                self._loop.call_later(_LINGER, transport.abort)
+            else:
+                transport.close()
+        self._notify()
+
+    def _reject(self, answer: tuple[int, int, int]) -> None:
+        self._ending = ""
+        if self._transport is not None:
+            self._transport.write(pdu.encode_reject(*answer))
+            self._transport.close()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message is arriving, waiting or being handled."""
+        return self._handling is not None or bool(self._inbox) or self._messages.inside_message
+
+    def give_up(self) -> None:
+        """Abort, whatever is under way: what has not been acknowledged is the sender's to send again."""
+        self._refuse("drain")
+        if self._handling is not None:
+            self._handling.cancel()
+
+    async def gone(self) -> None:
+        """Return once the descriptor is given back; by force when the peer does not read what is left."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        with anyio.move_on_after(_GOODBYE):
+            await asyncio.shield(self._closed)
+        if not self._closed.done():
+            self._transport.abort()
+            await asyncio.shield(self._closed)
+
+    # -- the association's task ---------------------------------------------------------------------------------------
+
+    async def run(self, deadline: float) -> None:
+        """Serve the association from its request to its end."""
+        try:
+            if await self._associate(deadline):
+                self._door.established(self._peer)
+                try:
+                    await self._serve()
+                except BaseException:
+                    self._refuse("drain")
+                    raise
+                finally:
+                    self._door.closed(self._peer, self._ending or None)
+                    self._door.leave()
+        finally:
+            self._door.ingest.budget.forget(self)
+            self._door.ingest.answered()
+
+    async def _wait(self, until: float) -> None:
+        """Wait until something changed, or the time has come."""
+        self._changed = self._loop.create_future()
+        timer = self._loop.call_later(max(0.0, until - time.monotonic()), self._notify)
+        try:
+            await self._changed
+        finally:
+            timer.cancel()
+            self._changed = None
+
+    async def _associate(self, deadline: float) -> bool:
+        """Take the request for association and answer it; False when there is no association."""
+        while self._request is None and self._ending is None:
+            if time.monotonic() >= deadline:
+                # PS3.8 AA-2: the ARTIM timer expired.
+                self._door.refused("artim", self._peer)
+                self._over("")
+                return False
+            await self._wait(deadline)
+        request = self._request
+        if request is None:
+            return False
+        peer = self._peer
+        peer.calling_ae_title, peer.called_ae_title = request.calling_ae_title.strip(), request.called_ae_title.strip()
+        refusal = self._door.decide(peer)
+        if refusal is not None:
+            reason, answer = refusal
+            self._door.refused(reason, peer)
+            self._reject(answer)
+            return False
+        if self._ending is not None:
+            self._door.leave()
+            return False
+        self._accept(request)
+        return True
+
+    def _accept(self, request: AssociateRequest) -> None:
+        door = self._door
+
+        def take(abstract_syntax: str) -> Container[str] | None:
+            return transfer_syntaxes_of(abstract_syntax, door.contexts, door.promiscuous)
+
+        results = negotiation.negotiate(request.contexts, take)
+        syntaxes = {context.context_id: context.abstract_syntax for context in request.contexts}
+        self._contexts = {
+            result.context_id: (syntaxes[result.context_id], result.transfer_syntax)
+            for result in results
+            if result.result == negotiation.Result.ACCEPTANCE
+        }
+        self._max_length = request.max_length
+        accept = AssociateAccept(
+            called_ae_title=request.called_ae_title,
+            calling_ae_title=request.calling_ae_title,
+            contexts=results,
+            max_length=door.max_pdu,
+            # Offered a window of operations, we answer 1/1: some senders pipeline without limit until told so.
+            asynchronous_operations=None if request.asynchronous_operations is None else (1, 1),
+        )
+        self._write(negotiation.encode_accept(accept))
+        self._is_established = True
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def _serve(self) -> None:
+        while True:
+            while self._inbox and self._ending is None:
+                message, arrived, size = self._inbox.popleft()
+                try:
+                    with anyio.CancelScope() as self._handling:
+                        await self._answer(message, arrived)
+                finally:
+                    self._handling = None
+                    self._door.ingest.budget.give_back(self, size)
+                    self._door.ingest.answered()
+                # The time that we took is not the peer's.
+                self._last = time.monotonic()
+                try:
+                    self._read_on()
+                except ProtocolError:
+                    self._refuse("protocol_error")
+            if self._ending is not None:
+                return
+            if self._release_asked:
+                self._write(pdu.encode_release_rp())
+                self._over("")
+                return
+            await self._wait(self._look_again())
+            self._check_pace()
+
+    def _look_again(self) -> float:
+        """When the peer's pace has to be looked at."""
+        now = time.monotonic()
+        if self._inside():
+            return min(now + _RATE_TICK, self._last + self._door.idle_timeout)
+        return self._last + self._door.idle_timeout
+
+    def _inside(self) -> bool:
+        return self._messages.inside_message or self._frames.inside_pdu
+
+    def _check_pace(self) -> None:
+        now = time.monotonic()
+        if self._ending is not None or self._is_paused or self._inbox:
+            return
+        if now >= self._last + self._door.idle_timeout:
+            self._refuse("stalled" if self._inside() else "idle")
+        elif self._inside() and self._door.min_rate and now - self._started > _RATE_GRACE:
+            come = self._arrived + self._frames.pending
+            if come < self._door.min_rate * (now - self._started - _RATE_GRACE):
+                self._refuse("stalled")
+
+    async def _answer(self, message: Message, arrived: float) -> None:
+        """Do what a message asks, and send the response."""
+        command = message.command
+        context = self._contexts.get(message.context_id)
+        try:
+            if context is None:
+                raise ProtocolError("a message on a presentation context that was not accepted")
+            field = command.field
+            if field == CommandField.C_STORE_RQ:
+                status = await self._store(command, message, context[1], arrived)
+            elif field == CommandField.C_ECHO_RQ:
+                status = _SUCCESS if context[0] == VERIFICATION else _SOP_CLASS_NOT_SUPPORTED
+            elif field == CommandField.C_CANCEL_RQ:
+                return
+            elif command.is_response:
+                raise ProtocolError("a response to nothing")
+            else:
+                status = _UNRECOGNIZED_OPERATION
+            if self._ending is None:
+                encoded = dimse.encode_command(dimse.response(command, status))
+                self._write(pdu.encode_message(message.context_id, encoded, max_length=self._max_length))
+                await self._drained()
+        except ProtocolError:
+            self._refuse("protocol_error")
+
+    async def _drained(self) -> None:
+        if self._writable is not None:
+            with anyio.move_on_after(self._door.idle_timeout):
+                await asyncio.shield(self._writable)
+                return
+            self._refuse("stalled")
+
+    async def _store(self, command: Command, message: Message, transfer_syntax: str, arrived: float) -> int:
+        if message.data is None or not command.get("AffectedSOPInstanceUID") or not command.get("AffectedSOPClassUID"):
+            return _CANNOT_UNDERSTAND
+        peer = self._peer
+        received = Received(
+            data=message.data,
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax,
+            calling_ae_title=peer.calling_ae_title,
+            called_ae_title=peer.called_ae_title,
+            peer_address=peer.address,
+            move_originator_ae_title=command.get("MoveOriginatorApplicationEntityTitle") or None,
+            move_originator_message_id=command.get("MoveOriginatorMessageID"),
+        )
+        return await self._door.ingest.take(received, arrived)
