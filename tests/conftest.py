@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,12 @@ from tests.peers import running  # noqa: E402 - importable from here on only
 pytest_plugins = ["tests.peers.fixtures"]
 
 _SETTLE_DEADLINE = 5.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach the programs under test, also where a shell without job control started the tests ignoring it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
