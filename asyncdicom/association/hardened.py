@@ -55,7 +55,7 @@ _INBOX_BYTES = 16 << 20
 _OUTBOX_PDUS = 32
 # What a peer takes that does not say what it takes, although it has to (PS3.8 D.1); every implementation takes this.
 _UNSAID_MAX_LENGTH = 16_384
-# User-information sub-items and transfer syntaxes of one request; a request may be long, but not made of nothing but headers.
+# Items and sub-items of one request: it may be long, for a token of user identity, but not made of nothing but headers.
 _MAX_ITEMS = 8_192
 
 
@@ -220,11 +220,11 @@ def tolerate(pdu: bytes | bytearray) -> bytearray:
         if kind == 0x50 and end <= len(view):
             known, inside = _known_items(view[offset:end])
             fixed += known
-            count += inside
+            count += 1 + inside
         else:
             fixed += view[offset:end]
             contexts += kind in (0x20, 0x21)
-            count += _count_items(view[offset + 8 : end])
+            count += 1 + _count_items(view[offset + 8 : end])
         if contexts > MAX_CONTEXTS or count > _MAX_ITEMS:
             raise ValueError("more items than an A-ASSOCIATE PDU can have")
         offset = end

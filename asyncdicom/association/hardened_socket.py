@@ -41,6 +41,7 @@ class Fault(StrEnum):
     CLOSED = "closed"
     RESET = "reset"
     STALLED = "stalled"
+    TOO_SLOW = "too_slow"
     PROTOCOL = "protocol"
     TOO_LARGE = "too_large"
 

@@ -105,7 +105,9 @@ async def _connect(modality: Modality, phases: Phases) -> Link:
         context = await loop.run_in_executor(workers(), transport.client_context, modality.tls)
         with anyio.fail_after(limit):
             name = modality.tls.server_name or modality.host
-            return (await loop.create_connection(link, sock=sock, ssl=context, server_hostname=name))[1]
+            return (
+                await loop.create_connection(link, sock=sock, ssl=context, server_hostname=name, ssl_shutdown_timeout=_GOODBYE)
+            )[1]
     except TimeoutError:
         sock.close()
         raise TLSFailed(f"{modality}: no TLS handshake in {limit:g} s; does the peer speak TLS?") from None

@@ -64,7 +64,7 @@ class ServedDIMSE(HardenedDIMSE):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take fragments of messages (PS3.7 section 6.3.1)."""
         if self.message is not None and time.monotonic() > self._due:
-            self.cut(Fault.STALLED)
+            self.cut(Fault.TOO_SLOW)
             return
         began = time.monotonic()
         # One byte of each fragment is the message control header (PS3.8 E.2).
@@ -209,6 +209,8 @@ class ServedAssociation(HardenedAssociation):
         match self.transport.fault:
             case Fault.STALLED:
                 return "idle" if not self.is_busy else "stalled"
+            case Fault.TOO_SLOW:
+                return "stalled"
             case Fault.CLOSED | Fault.RESET:
                 return "connection_lost"
             case Fault.TOO_LARGE:
@@ -238,7 +240,8 @@ class ServedAssociation(HardenedAssociation):
             super()._serve_request(msg, context_id)
             self._give_back()
             return
-        if msg.is_valid_request and msg.DataSet is not None:
+        # pynetdicom makes an empty dataset of none, and of one that was promised and has no bytes.
+        if msg.is_valid_request and msg.DataSet is not None and msg.DataSet.getbuffer().nbytes:
             status = self._take(msg, str(context.transfer_syntax[0]))
         else:
             status = _CANNOT_UNDERSTAND

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -152,7 +153,11 @@ class Ingest:
         self._observer.ingest_in_flight(self.budget.used, self.budget.limit)
         try:
             status = await self.sink(received)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                # It is we who are cancelled, not the handler that raised this of its own accord.
+                raise
             # The handler is the user's: whatever it raises must neither end the association nor be taken for success.
             # Its message and its locals may hold patient data, so above DEBUG the log names the type and the place alone.
             where = traceback.extract_tb(error.__traceback__)[-1]

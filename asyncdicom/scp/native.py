@@ -32,9 +32,8 @@ _SUCCESS = 0x0000
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
 _UNRECOGNIZED_OPERATION = 0x0211
 _CANNOT_UNDERSTAND = 0xC000
-# A peer in the middle of a message has so long, in seconds, before its rate counts; and it is looked at so often.
+# A peer in the middle of a message has at most so long, in seconds, before its rate counts.
 _RATE_GRACE = 10.0
-_RATE_TICK = 1.0
 # After an abort, what the peer has in flight is read and forgotten so long: closing on it would send a reset, which overtakes
 # our A-ABORT.
 _LINGER = 0.25
@@ -56,7 +55,9 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
             await loop.connect_accepted_socket(lambda: association, sock)
         else:
             left = max(0.001, deadline - time.monotonic())
-            await loop.connect_accepted_socket(lambda: association, sock, ssl=tls, ssl_handshake_timeout=left)
+            await loop.connect_accepted_socket(
+                lambda: association, sock, ssl=tls, ssl_handshake_timeout=left, ssl_shutdown_timeout=_LINGER
+            )
     except OSError as error:
         sock.close()
         door.refused("tls", peer)
@@ -97,7 +98,10 @@ class ServedAssociation(asyncio.Protocol):
         self._is_paused = False
         self._is_established = False
         self._said = False
-        self._last = self._started = time.monotonic()
+        self._last = time.monotonic()
+        # By when more of the message has to be here.
+        self._grace = min(_RATE_GRACE, door.idle_timeout)
+        self._due = self._last + self._grace
         self._arrived = 0
         self._release_asked = False
         # Why it is over, in the words of Observer.scp_association_aborted; "" after a release; None while it is not.
@@ -145,10 +149,15 @@ class ServedAssociation(asyncio.Protocol):
         kind = found.type
         if kind == PDUType.DATA_TF and self._is_established and not self._release_asked:
             for value in pdu.decode_data(found.body):
-                if not self._messages.inside_message:
-                    self._started, self._arrived = self._last, 0
                 size = len(value.data)
+                if not self._messages.inside_message:
+                    self._arrived = 0
+                    self._due = self._last + self._grace
                 self._arrived += size
+                if self._door.min_rate:
+                    # What came fast at first does not buy hours of slowness.
+                    longest = self._grace + self._door.max_pdu / self._door.min_rate
+                    self._due = min(self._due + size / self._door.min_rate, self._last + longest)
                 self._door.ingest.budget.charge(self, size)
                 message = self._messages.receive(value)
                 if message is not None:
@@ -300,6 +309,11 @@ class ServedAssociation(asyncio.Protocol):
             return False
         peer = self._peer
         peer.calling_ae_title, peer.called_ae_title = request.calling_ae_title.strip(), request.called_ae_title.strip()
+        try:
+            pdu.fragment_length(request.max_length)
+        except ProtocolError:
+            self._refuse("protocol_error")
+            return False
         refusal = self._door.decide(peer)
         if refusal is not None:
             reason, answer = refusal
@@ -369,10 +383,14 @@ class ServedAssociation(asyncio.Protocol):
 
     def _look_again(self) -> float:
         """When the peer's pace has to be looked at."""
-        now = time.monotonic()
-        if self._inside():
-            return min(now + _RATE_TICK, self._last + self._door.idle_timeout)
-        return self._last + self._door.idle_timeout
+        idle = self._last + self._door.idle_timeout
+        return min(self._rate_due(), idle)
+
+    def _rate_due(self) -> float:
+        """By when more of the message under way has to be here; never, between messages."""
+        if not self._messages.inside_message or not self._door.min_rate:
+            return float("inf")
+        return self._due + self._frames.pending / self._door.min_rate
 
     def _inside(self) -> bool:
         return self._messages.inside_message or self._frames.inside_pdu
@@ -383,10 +401,8 @@ class ServedAssociation(asyncio.Protocol):
             return
         if now >= self._last + self._door.idle_timeout:
             self._refuse("stalled" if self._inside() else "idle")
-        elif self._inside() and self._door.min_rate and now - self._started > _RATE_GRACE:
-            come = self._arrived + self._frames.pending
-            if come < self._door.min_rate * (now - self._started - _RATE_GRACE):
-                self._refuse("stalled")
+        elif now >= self._rate_due():
+            self._refuse("stalled")
 
     async def _answer(self, message: Message, arrived: float) -> None:
         """Do what a message asks, and send the response."""

@@ -220,9 +220,11 @@ class StorageSCP:
         self._door.draining = True
         quiet_since: dict[Any, float] = {}
         deadline = time.monotonic() + self._drain_timeout
-        while self._door.serving and time.monotonic() < deadline + _ABORT_GRACE:
+        # Who comes from now on is turned away; senders that try again and again are nobody to wait for.
+        under_way = set(self._door.serving)
+        while (under_way := under_way & self._door.serving) and time.monotonic() < deadline + _ABORT_GRACE:
             now = time.monotonic()
-            for association in list(self._door.serving):
+            for association in under_way:
                 if association.is_busy and now < deadline:
                     quiet_since.pop(association, None)
                 elif now >= deadline or now - quiet_since.setdefault(association, now) > _QUIET:

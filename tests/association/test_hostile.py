@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from asyncdicom import (
+    TLS,
     ConnectionLost,
     Instance,
     NoPresentationContext,
@@ -25,7 +28,7 @@ from asyncdicom import (
 )
 from asyncdicom.association.contract import contexts_for_get
 from asyncdicom.modality import Engine, Limits
-from asyncdicom.testing import HeldInstance, Wire, synthetic_instance
+from asyncdicom.testing import Certificates, HeldInstance, Wire, certificates, synthetic_instance
 from asyncdicom.upper_layer import message as dimse
 from asyncdicom.upper_layer import pdu
 from asyncdicom.upper_layer.context import VERIFICATION
@@ -349,6 +352,133 @@ async def test_an_instance_on_a_context_that_was_not_accepted_is_not_taken(
         else:
             assert context_id in (1, 3)
     assert taken == []
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Certificates:
+    return certificates(tmp_path)
+
+
+class Proxy:
+    """Stands between us and a peer, and can stop forwarding what the peer says in the middle of a record.
+
+    :ivar left: bytes that are still forwarded; None for all
+    """
+
+    def __init__(self, port: int) -> None:
+        self.left: int | None = None
+        self._behind = port
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.create_task(self._forward(reader, writer)))
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, to_behind = await asyncio.open_connection("127.0.0.1", self._behind)
+
+        async def up() -> None:
+            while data := await reader.read(65_536):
+                to_behind.write(data)
+
+        async def down() -> None:
+            while data := await behind.read(65_536):
+                if self.left is not None:
+                    data, self.left = data[: self.left], self.left - len(data[: self.left])
+                writer.write(data)
+
+        try:
+            ways = [asyncio.create_task(up()), asyncio.create_task(down())]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            for each in (writer, to_behind):
+                each.close()
+                with contextlib.suppress(OSError):
+                    await each.wait_closed()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 30])
+@pytest.mark.parametrize("phase", ["associate", "operation"])
+async def test_a_tls_peer_that_stalls_inside_a_record_times_out(
+    no_leaks: object, engine: Engine, tls: Certificates, phase: str, count: int
+) -> None:
+    async def script(wire: Wire) -> None:
+        if phase == "associate":
+            proxy.left = count
+        await accept(wire)
+        found = await wire.receive_message()
+        proxy.left = count
+        await wire.send_message(found.context_id, dimse.response(found.command, 0x0000))
+        await wire.receive_pdu()
+
+    async with scripted(script, tls=tls.server_context()) as peer, Proxy(peer.port) as proxy:
+        modality = dataclasses.replace(peer.modality(tls=TLS(ca=tls.ca)), port=proxy.port)
+        started = time.monotonic()
+        with pytest.raises(OperationError) as caught:
+            async with associate(modality, contexts=ECHO, engine=engine) as association:
+                await association.echo()
+        assert caught.value.reason == f"{phase}_timeout"
+        assert 0.8 < time.monotonic() - started < 4.0
+
+
+async def test_half_a_record_keeps_no_request_back(no_leaks: object, engine: Engine, tls: Certificates) -> None:
+    """A session ticket or a key update that comes late, and in pieces, is nothing to wait for."""
+    requests = 0
+    answered = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        nonlocal requests
+        await accept(wire)
+        await answer(wire)
+        await asyncio.wait_for(answered.wait(), 1.0)
+        proxy.left = 3
+        await wire.send(b"\x04")  # Three bytes of its record arrive.
+        await wire.receive_message()
+        requests += 1
+
+    async with scripted(script, tls=tls.server_context()) as peer, Proxy(peer.port) as proxy:
+        modality = dataclasses.replace(peer.modality(tls=TLS(ca=tls.ca)), port=proxy.port)
+        with pytest.raises(OperationError):
+            async with associate(modality, contexts=ECHO, engine=engine) as association:
+                await association.echo()
+                answered.set()
+                await anyio.sleep(0.1)
+                await association.echo()
+        with anyio.fail_after(1.0):
+            while not requests:
+                await anyio.sleep(0.01)
+
+
+async def test_a_tls_peer_that_closes_without_a_word_has_lost_its_connection(
+    no_leaks: object, engine: Engine, tls: Certificates
+) -> None:
+    async def script(wire: Wire) -> None:
+        await accept(wire)
+        await wire.receive_message()
+        wire.reset()
+
+    async with scripted(script, tls=tls.server_context()) as peer:
+        with pytest.raises(ConnectionLost):
+            async with associate(peer.modality(tls=TLS(ca=tls.ca)), contexts=ECHO, engine=engine) as association:
+                await association.echo()
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

