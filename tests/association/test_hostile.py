@@ -251,6 +251,7 @@ async def test_a_peer_that_talks_while_we_send_does_not_lock_us_up(no_leaks: obj
         started = time.monotonic()
         with pytest.raises(OperationError):
             async with associate(peer.modality(), contexts=[INSTANCE.context], engine=engine) as association:
+                await anyio.sleep(0.2)
                 await association.store(large)
         assert time.monotonic() - started < 4.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import AsyncExitStack
 
 import anyio
 import pytest
@@ -199,11 +200,16 @@ async def test_more_than_1100_associations_at_once_work(engine: Engine) -> None:
     async with SimulatedModality(ae_title="MANY") as sim:
         modality: Modality = sim.modality(timeouts=timeouts)
         all_open = anyio.Event()
+        # A listener's backlog is shorter than this crowd: they come one after the other, and stay.
+        at_the_door = anyio.CapacityLimiter(50)
         is_open = 0
 
         async def hold() -> None:
             nonlocal is_open
-            async with associate(modality, engine=engine, contexts=[PresentationContext(VERIFICATION)]) as association:
+            async with AsyncExitStack() as stack:
+                async with at_the_door:
+                    asked = associate(modality, engine=engine, contexts=[PresentationContext(VERIFICATION)])
+                    association = await stack.enter_async_context(asked)
                 is_open += 1
                 if is_open == count:
                     all_open.set()
