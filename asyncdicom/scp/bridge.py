@@ -20,8 +20,6 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext as RawContext
-from pynetdicom.service_class import NonPatientObjectStorageServiceClass, ServiceClass, StorageServiceClass
-from pynetdicom.sop_class import uid_to_service_class
 from pynetdicom.transport import AddressInformation
 
 from asyncdicom.association.hardened import HardenedAssociation, HardenedDIMSE
@@ -29,6 +27,7 @@ from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.received import Received
 from asyncdicom.association.workers import workers
 from asyncdicom.errors import ProtocolError
+from asyncdicom.scp.contexts import is_storage
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
@@ -390,21 +389,3 @@ def _supported(
 
 def _is_transfer_syntax(uid: str) -> bool:
     return uid in UID_dictionary and UID_dictionary[uid][1] == "Transfer Syntax"
-
-
-@functools.lru_cache(maxsize=4096)
-def is_storage(abstract_syntax: str, promiscuous: bool) -> bool:
-    """Whether an abstract syntax is a storage SOP class.
-
-    :param promiscuous: whether one that nobody knows counts as one
-    """
-    service = uid_to_service_class(UID(abstract_syntax))
-    if service in (StorageServiceClass, NonPatientObjectStorageServiceClass):
-        return True
-    if service is not ServiceClass:
-        return False
-    known = UID_dictionary.get(abstract_syntax)
-    if known is None:
-        return promiscuous
-    # The retired ones, which pynetdicom does not list.
-    return known[1] == "SOP Class" and "Storage" in known[0] and abstract_syntax.startswith("1.2.840.10008.5.1.4.1.1.")
