@@ -59,6 +59,7 @@ T = TypeVar("T")
 
 # How long a cancelled caller waits for its thread to come back, in seconds; it has been woken, so this is never used up.
 _COMEBACK = 2.0
+_CUT = 0.4
 # Messages taken from pynetdicom in one hop to a thread.
 _BATCH = 64
 
@@ -196,7 +197,7 @@ class BridgedAssociation(Association):
         waiting = raw.dul.peek_next_pdu()
         answer = raw.acceptor.primitive or (waiting if isinstance(waiting, A_ASSOCIATE) else None)
         if answer is not None and answer.result:
-            return AssociationRejected(answer.result, int(answer.result_source or 1), int(answer.diagnostic or 1))
+            return AssociationRejected(*raw.dul.rejection)
         if answer is not None and answer.result == 0 and not raw.accepted_contexts:
             return NoPresentationContext(f"{who}: accepted none of the presentation contexts")
         match raw.fault:
@@ -229,8 +230,11 @@ class BridgedAssociation(Association):
         except asyncio.CancelledError:
             if not future.done():
                 self.raw.request_abort()
+                # A peer that keeps talking over our A-ABORT keeps the upper layer busy: it gets a moment, then it is cut off.
+                cut = asyncio.get_running_loop().call_later(_CUT, self.raw.transport.sever)
                 with anyio.move_on_after(_COMEBACK, shield=True):
                     await asyncio.wait([future])
+                cut.cancel()
             if future.done() and not future.cancelled():
                 future.exception()  # Seen: whatever it was, the caller wanted nothing of it any more.
             raise

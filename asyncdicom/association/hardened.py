@@ -114,7 +114,11 @@ _UNEXPECTED = {
 
 
 class HardenedDUL(DULServiceProvider):
-    """pynetdicom's upper layer on a :class:`HardenedSocket`."""
+    """pynetdicom's upper layer on a :class:`HardenedSocket`.
+
+    :ivar received_abort: the first indication of an abort
+    :ivar rejection: result, source and diagnostic of the A-ASSOCIATE-RJ that came last
+    """
 
     def __init__(self, association: HardenedAssociation) -> None:
         super().__init__(association)
@@ -122,6 +126,7 @@ class HardenedDUL(DULServiceProvider):
         self.daemon = True
         self._run_loop_delay = 0
         self.received_abort: A_ABORT | A_P_ABORT | None = None
+        self.rejection = (1, 1, 1)
         self.outbox = Mailbox(_OUTBOX_PDUS, on_put=self.wake)
         self.indications = Mailbox(on_put=self._indicated)
         self.to_provider_queue = self.outbox
@@ -157,8 +162,15 @@ class HardenedDUL(DULServiceProvider):
             self.socket.fault = self.socket.fault or fault
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
-        if bytestream[0] in (0x01, 0x02):
-            bytestream = tolerate(bytestream)
+        # pynetdicom takes no reason that the standard does not know; devices give some.
+        match bytestream[0]:
+            case 0x01 | 0x02:
+                bytestream = tolerate(bytestream)
+            case 0x03:
+                self.rejection = (bytestream[7], bytestream[8], bytestream[9])
+                bytestream[7:10] = bytes((bytestream[7] if bytestream[7] in (1, 2) else 1, 1, 1))
+            case 0x07 if bytestream[8] not in (0, 2) or bytestream[9] > 6 or bytestream[9] == 3:
+                bytestream[8:10] = bytes((bytestream[8] & 2, 0))
         return super()._decode_pdu(bytestream)
 
     def break_off(self) -> None:
@@ -458,7 +470,7 @@ class HardenedAssociation(Association):
         self.is_released = True
         self.kill()
 
-    def close_down(self, seconds: float = 1.0) -> None:
+    def close_down(self, seconds: float = 0.4) -> None:
         """Wait for the upper layer's thread to end, cut the connection if it does not, and give the descriptors back."""
         if self.dul.ident is not None:
             self.dul.join(seconds)
@@ -486,7 +498,8 @@ class HardenedAssociation(Association):
                 self._serve_request(message, context_id)
                 # The time that we took is not the peer's.
                 self.dul._idle_timer.restart()
-            if self.is_established and self.acse.is_release_requested():
+            # What was asked for before the release is answered before it, too (PS3.8 AR-7).
+            if self.is_established and self.dimse.inbox.empty() and self.acse.is_release_requested():
                 self.answer_release()
                 return
             if self.acse.is_aborted():

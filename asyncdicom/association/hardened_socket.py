@@ -282,10 +282,11 @@ class HardenedSocket(AssociationSocket):
         is_waiting = not self.event_queue.empty()
         if self._refusing:
             return False if is_waiting else self._linger(sock)
-        if isinstance(sock, ssl.SSLSocket) and (self._ahead or sock.pending()):
-            return True
         # While its messages wait to be taken the peer waits too, in what it sends; we still send.
-        self._poll.register(self._sock_fd, select.POLLIN if self._association.dimse.inbox.has_room else 0)
+        has_room = self._association.dimse.inbox.has_room
+        if has_room and isinstance(sock, ssl.SSLSocket) and (self._ahead or sock.pending()):
+            return True
+        self._poll.register(self._sock_fd, select.POLLIN if has_room else 0)
         found = False
         patience = _CLOSING if self.assoc.dul.state_machine.current_state == "Sta13" else TICK
         for fd, _ in self._poll.poll(0 if is_waiting else patience * 1000):

@@ -336,6 +336,9 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
         door.serving.discard(association)
         with anyio.CancelScope(shield=True):
             await loop.run_in_executor(workers(), association.close_down)
+        # Its threads have ended: what the one that reads has taken since the other gave all back.
+        door.ingest.budget.give_back(association)
+        door.ingest.answered()
 
 
 @functools.cache
