@@ -7,21 +7,16 @@ calls then run on threads of our own. A caller that is cancelled aborts the asso
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import queue
-import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.dimse_primitives import C_ECHO, C_GET, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
     SCP_SCU_RoleSelectionNegotiation,
@@ -32,11 +27,12 @@ from pynetdicom.presentation import build_context
 from pynetdicom.transport import AddressInformation
 
 from asyncdicom.association import transport
-from asyncdicom.association.contract import Association, InstanceHandler, Stopwatch
-from asyncdicom.association.exchange import Exchange, Finding, Retrieving
+from asyncdicom.association.contract import Stopwatch
+from asyncdicom.association.dialogue import Dataset_, Dialogue
 from asyncdicom.association.hardened import HardenedAssociation
 from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.instance import Instance
+from asyncdicom.association.primitives import to_message, to_primitive
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers
 from asyncdicom.errors import (
@@ -51,9 +47,10 @@ from asyncdicom.errors import (
     ProtocolError,
 )
 from asyncdicom.modality import Modality
-from asyncdicom.outcome import Peer, Phases, Status
-from asyncdicom.upper_layer.context import VERIFICATION, AcceptedContext, PresentationContext
+from asyncdicom.outcome import Peer, Phases
+from asyncdicom.upper_layer.context import AcceptedContext, PresentationContext
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from asyncdicom.upper_layer.message import Command, Message
 
 T = TypeVar("T")
 
@@ -87,16 +84,14 @@ async def request(
     return association
 
 
-class BridgedAssociation(Association):
+class BridgedAssociation(Dialogue):
     """A pynetdicom association, awaited."""
 
     raw: HardenedAssociation
 
     def __init__(self, modality: Modality, phases: Phases) -> None:
         super().__init__(modality, phases)
-        # By chance, so that instances that come to us by C-MOVE can be told apart by the ID of the request (PS3.7 9.1.1.1).
-        self._message_id = secrets.randbelow(0xFFFF)
-        self.outstanding: Exchange | None = None
+        self._messages: deque[Message] = deque()
         self._closed = False
 
     # -- establishing -------------------------------------------------------------------------------------------------
@@ -131,7 +126,7 @@ class BridgedAssociation(Association):
             raise
         self.raw = raw
         try:
-            await self.call(self._negotiate, peer_address, contexts, query)
+            await self.run_blocking(self._negotiate, peer_address, contexts, query)
             if not raw.is_established:
                 raise self._why(AssociateTimeout(f"{self.modality}: no answer in {timeouts.associate:g} s"))
             self.accepted = tuple(self._agreed(contexts))
@@ -222,7 +217,7 @@ class BridgedAssociation(Association):
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
-    async def call(self, function: Callable[..., T], *args: Any) -> T:
+    async def run_blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking call on a worker. Cancelling aborts the association, which brings the worker back."""
         future = asyncio.get_running_loop().run_in_executor(workers(), function, *args)
         try:
@@ -239,209 +234,68 @@ class BridgedAssociation(Association):
                 future.exception()  # Seen: whatever it was, the caller wanted nothing of it any more.
             raise
 
-    # -- exchanging messages ------------------------------------------------------------------------------------------
+    # -- carrying messages --------------------------------------------------------------------------------------------
 
     @property
     def is_established(self) -> bool:
         """Whether operations can be asked for."""
         return not self._closed and self.raw.is_established
 
-    def next_message_id(self) -> int:
-        # PS3.7 E.1: unique among what is outstanding; 0 is avoided because some peers take it for missing.
-        self._message_id = self._message_id % 0xFFFF + 1
-        return self._message_id
+    def ending(self) -> OperationError:
+        """Why the association is over."""
+        return ConnectionLost(f"{self.modality}: the association is over")
 
     async def begin(self) -> None:
         """Get ready for an operation: stop what is outstanding, notice what happened in between."""
-        if self.outstanding is not None:
-            await self.outstanding.stop()
-        if not self.is_established:
-            raise ConnectionLost(f"{self.modality}: the association is over")
+        await super().begin()
         if self.raw.acse.is_release_requested():
             await self._released_by_peer()
 
     async def _released_by_peer(self) -> None:
-        await self.call(self.raw.answer_release)
+        await self.run_blocking(self.raw.answer_release)
         await self.abort()
         raise ConnectionLost(f"{self.modality}: the peer released the association")
 
-    async def send(self, primitive: Any, context: AcceptedContext) -> None:
-        await self.call(self.raw.dimse.send_msg, primitive, context.context_id)
+    async def send(self, context: AcceptedContext, command: Command, dataset: Dataset_ = None) -> None:
+        """Send a message."""
+        primitive = to_primitive(command, dataset)
+        try:
+            await self.run_blocking(self.raw.dimse.send_msg, primitive, context.context_id)
+        except OSError as error:
+            # The file went away between reading its header and sending it; half a message may be on its way.
+            await self.abort()
+            path = dataset.path if isinstance(dataset, Instance) else None
+            raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
 
-    def _take(self, seconds: float) -> list[Any]:
+    def _take(self, seconds: float) -> list[Message]:
         # On a worker: wait for one message, and take what else is there.
         inbox = self.raw.dimse.inbox
-        messages: list[Any] = []
+        messages: list[Message] = []
         try:
-            messages.append(inbox.get(timeout=0 if inbox.is_closed else seconds))
-            while len(messages) < _BATCH and messages[-1][1] is not None:
-                messages.append(inbox.get_nowait())
+            context_id, primitive = inbox.get(timeout=0 if inbox.is_closed else seconds)
+            while primitive is not None:
+                messages.append(to_message(context_id, primitive))
+                if len(messages) == _BATCH:
+                    break
+                context_id, primitive = inbox.get_nowait()
+            if messages and primitive is None:
+                # There will be no more. Whoever asks next is to learn that at once, after having seen these.
+                inbox.put_over((None, None))
         except queue.Empty:
             pass
-        if len(messages) > 1 and messages[-1][1] is None:
-            # There will be no more. Whoever asks next is to learn that at once, after having seen these.
-            inbox.put_over(messages.pop())
         return messages
 
-    async def receive(self, seconds: float) -> list[Any]:
-        """Take messages from the peer.
-
-        :param seconds: how long to wait for the first
-        :raises OperationError: when none comes
-        """
-        messages = [message for _, message in await self.call(self._take, seconds) if message is not None]
-        if messages:
-            return messages
+    async def receive(self, seconds: float) -> Message:
+        """The peer's next message."""
+        if not self._messages:
+            self._messages.extend(await self.run_blocking(self._take, seconds))
+        if self._messages:
+            return self._messages.popleft()
         if self.raw.acse.is_release_requested():
             await self._released_by_peer()
         error = self._why(OperationTimeout(f"{self.modality}: no answer in {seconds:g} s"))
         await self.abort()
         raise error
-
-    async def fail(self, detail: str) -> ProtocolError:
-        await self.abort()
-        return ProtocolError(f"{self.modality}: {detail}")
-
-    async def _ask(self, primitive: Any, context: AcceptedContext) -> Any:
-        """Send a request that has one response, and return that."""
-        with Stopwatch(self.phases, "operation"):
-            exchange = Exchange(self, primitive, context, self.modality.timeouts.operation)
-            await exchange.start()
-            response = await exchange.next()
-            exchange.finished()
-            return response
-
-    # -- operations ---------------------------------------------------------------------------------------------------
-
-    async def echo(self) -> Status:
-        """C-ECHO."""
-        context = self.context_for(VERIFICATION)
-        await self.begin()
-        primitive = C_ECHO()
-        primitive.MessageID = self.next_message_id()
-        primitive.AffectedSOPClassUID = UID(VERIFICATION)
-        response = await self._ask(primitive, context)
-        return Status(response.Status)
-
-    def find(self, query: Query, *, limit: int | None = None) -> Finding:
-        """C-FIND."""
-        return Finding(self, query, limit)
-
-    def move(self, query: Query, *, to: str) -> Retrieving:
-        """C-MOVE."""
-        primitive = C_MOVE()
-        primitive.MoveDestination = to
-        return Retrieving(self, query, query.move_sop_class, primitive, self.modality.timeouts.move, None)
-
-    def get(self, query: Query, handler: InstanceHandler) -> Retrieving:
-        """C-GET."""
-        return Retrieving(self, query, query.get_sop_class, C_GET(), self.modality.timeouts.operation, handler)
-
-    async def store(
-        self,
-        instance: Instance | Dataset | str | Path,
-        *,
-        move_originator_ae_title: str | None = None,
-        move_originator_message_id: int | None = None,
-    ) -> Status:
-        """C-STORE."""
-        if isinstance(instance, str | Path):
-            instance = await self.call(Instance.read, instance)
-        elif isinstance(instance, Dataset):
-            instance = Instance.of(instance)
-        context = self.context_for(instance.sop_class_uid, instance.transfer_syntax_uid)
-        await self.begin()
-        primitive = C_STORE()
-        primitive.MessageID = self.next_message_id()
-        primitive.AffectedSOPClassUID = UID(instance.sop_class_uid)
-        primitive.AffectedSOPInstanceUID = UID(instance.sop_instance_uid)
-        primitive.Priority = 0
-        primitive.MoveOriginatorApplicationEntityTitle = move_originator_ae_title
-        primitive.MoveOriginatorMessageID = move_originator_message_id
-        if instance.path is not None:
-            # pynetdicom then reads the file in fragments, as they are sent: an object of any size costs little memory.
-            primitive._dataset_path = (instance.path, instance.offset)
-        else:
-            primitive.DataSet = BytesIO(instance.data or b"")
-        try:
-            response = await self._ask(primitive, context)
-        except OSError as error:
-            # The file went away between reading its header and sending it; half a message may be on its way.
-            await self.abort()
-            raise DatasetError(f"{instance.path}: cannot be read: {error.strerror or error}") from error
-        return Status(response.Status)
-
-    # -- DIMSE-N ------------------------------------------------------------------------------------------------------
-
-    async def _n(self, method: Callable[..., Any], *args: Any, sop_class_uid: str) -> tuple[Status, Dataset | None]:
-        self.context_for(sop_class_uid)
-        await self.begin()
-        self.raw.dimse_timeout = self.modality.timeouts.operation
-        with Stopwatch(self.phases, "operation"):
-            try:
-                answer = await self.call(functools.partial(method, *args, msg_id=self.next_message_id()))
-            except ValueError as error:
-                raise DatasetError(f"the request cannot be encoded: {error}") from error
-        status, dataset = answer if isinstance(answer, tuple) else (answer, None)
-        if "Status" not in status:
-            why = self._why(OperationTimeout(f"{self.modality}: no answer in {self.raw.dimse_timeout:g} s"))
-            await self.abort()
-            raise why
-        return Status(status.Status), dataset
-
-    async def n_event_report(
-        self, event_type: int, sop_class_uid: str, sop_instance_uid: str, dataset: Dataset | None = None
-    ) -> tuple[Status, Dataset | None]:
-        """N-EVENT-REPORT."""
-        return await self._n(
-            self.raw.send_n_event_report,
-            dataset,
-            event_type,
-            UID(sop_class_uid),
-            UID(sop_instance_uid),
-            sop_class_uid=sop_class_uid,
-        )
-
-    async def n_get(
-        self, attributes: Sequence[int], sop_class_uid: str, sop_instance_uid: str
-    ) -> tuple[Status, Dataset | None]:
-        """N-GET."""
-        return await self._n(
-            self.raw.send_n_get, list(attributes), UID(sop_class_uid), UID(sop_instance_uid), sop_class_uid=sop_class_uid
-        )
-
-    async def n_set(self, modifications: Dataset, sop_class_uid: str, sop_instance_uid: str) -> tuple[Status, Dataset | None]:
-        """N-SET."""
-        return await self._n(
-            self.raw.send_n_set, modifications, UID(sop_class_uid), UID(sop_instance_uid), sop_class_uid=sop_class_uid
-        )
-
-    async def n_action(
-        self, action_type: int, sop_class_uid: str, sop_instance_uid: str, dataset: Dataset | None = None
-    ) -> tuple[Status, Dataset | None]:
-        """N-ACTION."""
-        return await self._n(
-            self.raw.send_n_action,
-            dataset,
-            action_type,
-            UID(sop_class_uid),
-            UID(sop_instance_uid),
-            sop_class_uid=sop_class_uid,
-        )
-
-    async def n_create(
-        self, attributes: Dataset | None, sop_class_uid: str, sop_instance_uid: str | None = None
-    ) -> tuple[Status, Dataset | None]:
-        """N-CREATE."""
-        instance = None if sop_instance_uid is None else UID(sop_instance_uid)
-        return await self._n(self.raw.send_n_create, attributes, UID(sop_class_uid), instance, sop_class_uid=sop_class_uid)
-
-    async def n_delete(self, sop_class_uid: str, sop_instance_uid: str) -> Status:
-        """N-DELETE."""
-        status, _ = await self._n(
-            self.raw.send_n_delete, UID(sop_class_uid), UID(sop_instance_uid), sop_class_uid=sop_class_uid
-        )
-        return status
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -454,7 +308,7 @@ class BridgedAssociation(Association):
                 await self.outstanding.stop()
             if self.is_established:
                 with Stopwatch(self.phases, "release"):
-                    await self.call(self.raw.release)
+                    await self.run_blocking(self.raw.release)
         finally:
             with anyio.CancelScope(shield=True):
                 await self.abort()

@@ -24,7 +24,6 @@ import time
 from contextlib import suppress
 from typing import Any, cast
 
-from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
@@ -99,6 +98,10 @@ class HardenedStateMachine(StateMachine):
         except Exception:
             # A peer's bytes can make pynetdicom's decoder or encoder fail in ways beyond counting.
             dul.break_off()
+            return
+        if event == "Evt15" and isinstance(dul.socket, HardenedSocket):
+            # Our A-ABORT is out. Whatever the peer still says is read and forgotten, so that it gets to see that.
+            dul.socket.refuse()
 
 
 # Primitives of ours: associate responses, data, release and abort (PS3.8 Table 9-10).
@@ -273,7 +276,6 @@ class HardenedDIMSE(DIMSEServiceProvider):
 
     :param max_object_size: bytes of a dataset beyond which the association is aborted
     :ivar arrived: bytes of the message that is arriving, or that arrived last
-    :ivar sent: the message that was sent last
     """
 
     def __init__(self, association: HardenedAssociation, max_object_size: int) -> None:
@@ -283,7 +285,6 @@ class HardenedDIMSE(DIMSEServiceProvider):
         self._context_id = 0
         self._command_length = 0
         self.arrived = 0
-        self.sent: Any = None
         self.inbox = Inbox(
             _INBOX_MESSAGES if association.is_requestor else 2, _INBOX_BYTES, self._arrived, association.dul.wake
         )
@@ -302,11 +303,6 @@ class HardenedDIMSE(DIMSEServiceProvider):
         peer = self._association.acceptor if self._association.is_requestor else self._association.requestor
         announced = _UNSAID_MAX_LENGTH if peer.maximum_length is None else peer.maximum_length
         return min(fragment_length(announced), UNLIMITED_FRAGMENT_LENGTH) + 6
-
-    def send_msg(self, primitive: Any, context_id: int) -> None:
-        """Send a message, waiting for room in what is to go out."""
-        self.sent = primitive
-        super().send_msg(primitive, context_id)
 
     def _arrived(self, _: Any) -> None:
         self._changed.set()
@@ -417,7 +413,10 @@ class HardenedAssociation(Association):
 
     def request_abort(self, seconds: float = 0.3) -> None:
         """Ask for an A-ABORT from any thread, without waiting; everybody who waits for the peer comes back at once."""
-        if self.is_established and not self._sent_abort:
+        if self._sent_abort:
+            # It is on its way: to cut the connection now would overtake it.
+            self.transport.hurry(seconds)
+        elif self.is_established:
             self._sent_abort = True
             self.transport.hurry(seconds)
             abort = A_ABORT()
@@ -439,15 +438,6 @@ class HardenedAssociation(Association):
         if self.dul.received_abort is None and self.dul.peek_next_pdu() is None:
             self.dul.note_fault(Fault.STALLED if self.is_requestor else Fault.PROTOCOL)
         super()._abort_blocking(block)
-
-    def _check_received_status(self, rsp: Any) -> Dataset:
-        # pynetdicom takes any message for the response to its request.
-        asked = self.dimse.sent
-        if type(rsp) is type(asked) and rsp.is_valid_response and rsp.MessageIDBeingRespondedTo == asked.MessageID:
-            return super()._check_received_status(rsp)
-        self.dul.note_fault(Fault.PROTOCOL)
-        self.request_abort()
-        return Dataset()
 
     def kill(self) -> None:
         """End the association's threads; the state machine gets a moment to reach its end first."""

@@ -352,7 +352,7 @@ class HardenedSocket(AssociationSocket):
             self._body = length
         return header
 
-    def refuse(self, fault: Fault) -> None:
+    def refuse(self, fault: Fault | None = None) -> None:
         """Take nothing more from the peer; what it has in flight is read and forgotten until we close."""
         self.fault = self.fault or fault
         self._refusing = True

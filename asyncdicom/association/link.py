@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # Messages that may wait for whoever asked; beyond it the socket is not read, and the peer has to wait.
 _INBOX = 64
+# After an abort, what the peer has in flight is read and forgotten so long, in seconds.
+_LINGER = 0.25
 
 
 class Link(asyncio.Protocol):
@@ -58,12 +60,14 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._acknowledge_at_once()
+        if self._deaf():
+            return
         try:
             self._frames.feed(data)
             for found in self._frames:
                 self._last_pdu = time.monotonic()
                 self._receive(found)
-                if self.ended is not None:
+                if self._deaf():
                     break
         except ProtocolError as error:
             self._break_off(ProtocolError(f"{self._who}: {error.detail}"))
@@ -123,6 +127,10 @@ class Link(asyncio.Protocol):
             self._writable.set_result(None)
         self._writable = None
 
+    def _deaf(self) -> bool:
+        # A peer may say more after the end; it is not looked at.
+        return self.ended is not None
+
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def _end(self, error: OperationError) -> None:
@@ -134,15 +142,29 @@ class Link(asyncio.Protocol):
 
     def _break_off(self, error: OperationError) -> None:
         # PS3.8 AA-8: the peer is told, and then no longer listened to.
-        self.write(pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, pdu.AbortReason.UNEXPECTED_PDU))
-        self._end(error)
+        if self.ended is None:
+            self.ended = error
+            self._farewell(pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, pdu.AbortReason.UNEXPECTED_PDU))
 
     def abort(self) -> None:
         """Send A-ABORT and close; what the peer has not read by then is its loss."""
         if self.ended is None:
-            if self.answer is not None:
-                self.write(pdu.encode_abort())
-            self._end(ConnectionLost(f"{self._who}: the association is over"))
+            self.ended = ConnectionLost(f"{self._who}: the association is over")
+            self._farewell(pdu.encode_abort() if self.answer is not None else b"")
+
+    def _farewell(self, last: bytes) -> None:
+        """Close, so that the peer gets to see what was said last: closing on unread bytes sends a reset, which overtakes it."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            if last:
+                transport.write(last)
+            if last and transport.can_write_eof():
+                transport.resume_reading()
+                transport.write_eof()
+                asyncio.get_running_loop().call_later(_LINGER, transport.abort)
+            else:
+                transport.close()
+        self._notify()
 
     async def closed(self, seconds: float) -> None:
         """Return once the descriptor is given back; by force when the peer does not read what is left."""

@@ -53,6 +53,8 @@ _ELEMENTS: dict[str, tuple[int, _VR]] = {
     "MoveOriginatorApplicationEntityTitle": (0x1030, "AE"),
     "MoveOriginatorMessageID": (0x1031, "US"),
 }
+# Every keyword that a command set can have.
+ELEMENT_KEYWORDS = tuple(_ELEMENTS)
 _KEYWORDS: dict[int, tuple[str, _VR]] = {element: (keyword, vr) for keyword, (element, vr) in _ELEMENTS.items()}
 
 

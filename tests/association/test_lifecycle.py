@@ -83,8 +83,7 @@ async def test_a_find_ends_at_its_limit_by_a_cancel(no_leaks: object, engine: En
 async def test_a_peer_that_ignores_a_cancel_is_aborted_after_a_grace(no_leaks: object, engine: Engine) -> None:
     behaviour = Behaviour(Fault.ENDLESS_PENDING, honour_cancel=False, interval=0.01)
     async with SimulatedModality(behaviour, matches=[{"PatientID": "1"}]) as sim:
-        # The bridge sometimes takes 3 s more to get its thread back: a defect that is known, docs/reliability.md.
-        with anyio.fail_after(4 if engine == "native" else 10):
+        with anyio.fail_after(4):
             async with associate(sim.modality(), engine=engine) as association:
                 assert len([match async for match in association.find(Query(), limit=3)]) == 3
         await until(lambda: sim.aborts_received == 1)

@@ -19,7 +19,6 @@ from pynetdicom.transport import AssociationSocket
 MEMBERS = {
     Association: [
         "_abort_blocking",
-        "_check_received_status",
         "_run_reactor",
         "_serve_request",
         "kill",
