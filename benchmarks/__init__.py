@@ -1,5 +1,5 @@
-"""What asyncdicom is measured by: every row a ratio against a peer, both measured in the same run, alternating.
+"""What asyncdicom is measured by: ratios against a peer measured in the same run, in turn, and a few figures with a unit.
 
 ``make bench`` runs all rows; ``make bench ARGS="--runs 3 P5"`` some of them. Absolute figures are not stable on a shared
-machine, so the ratio of neighbours in time is what counts: its median, with minimum and maximum.
+machine, so what neighbours in time say of each other is what counts: the median over the turns, with minimum and maximum.
 """

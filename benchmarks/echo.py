@@ -1,66 +1,65 @@
 """P5, P6: C-ECHO with its association, many at a time over simulated modalities in a process of their own.
 
-As a program, it is one side, and prints echoes a second:
+As a program, it is one side, and tells echoes a second:
 ``python -m benchmarks.echo (ours|pynetdicom) INVENTORY COUNT CONCURRENCY``.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from benchmarks.comparison import Comparison
-from benchmarks.processes import free_port, memory_folder, module, seconds, serving
+from benchmarks.comparison import Figure, Readings, Row, Trial, at_least
+from benchmarks.processes import module, seconds, tell, told_by
+from benchmarks.setting import Setting
+from benchmarks.simulated import simulated, targets_of
+from tests.peers.programs import program
 
-_MODALITIES = 200
-_ECHOES = {"ours": 2_000, "pynetdicom": 600, "echoscu": 400}
+BARS = ("P5", "P6")
+
+_MODALITIES = 1_000
+_ECHOES = {"ours": 4_000, "pynetdicom": 1_000, "echoscu": 400}
 _CONCURRENCY = 64
 
 
 @contextmanager
-def comparisons() -> Iterator[list[Comparison]]:
-    """The rows, with the simulated modalities running."""
-    with memory_folder() as folder:
-        port, inventory = free_port(), folder / "inventory.csv"
-        command = module(
-            "asyncdicom", "simulate", "--host", "127.0.0.1", "--count", _MODALITIES, "--port", port, "--inventory", inventory
-        )
-        with serving(command, port):
-            # The inventory is written once all of them listen.
-            deadline = time.monotonic() + 10
-            while not inventory.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            targets = _targets(inventory)
+def trials(setting: Setting) -> Iterator[list[Trial]]:
+    """The trial, with the simulated modalities running."""
+    with simulated(setting.memory / "echo", _MODALITIES) as inventory:
+        targets = targets_of(inventory)
 
-            def side(name: str) -> float:
-                argv = module("benchmarks.echo", name, inventory, _ECHOES[name], _CONCURRENCY)
-                ended = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300)
-                return float(ended.stdout)
+        def library(name: str) -> Readings:
+            return told_by(module("benchmarks.echo", name, inventory, _ECHOES[name], _CONCURRENCY))
 
-            def echoscu() -> float:
-                count = _ECHOES["echoscu"]
-                lines = folder / "targets"
-                lines.write_text("".join(f"{host} {port}\n" for _, host, port in (targets * count)[:count]))
-                return count / seconds([["xargs", "-a", lines, "-P16", "-L1", "/usr/bin/echoscu"]])
+        def echoscu() -> Readings:
+            count = _ECHOES["echoscu"]
+            lines = inventory.with_name("targets")
+            lines.write_text("".join(f"{host} {port}\n" for _, host, port in (targets * count)[:count]))
+            return {"rate": count / seconds([["xargs", "-a", lines, "-P16", "-L1", program("echoscu")]])}
 
-            what, ours = "C-ECHO with association /s", partial(side, "ours")
-            setting = f"{_CONCURRENCY} at a time over {_MODALITIES} simulated modalities"
-            yield [
-                Comparison("P5", what, "pynetdicom, 64 threads", 15, ours, partial(side, "pynetdicom"), setting),
-                Comparison("P6", what, "echoscu, xargs -P16", 50, ours, echoscu, setting),
-            ]
+        sides = {"ours": lambda: library("ours"), "pynetdicom": lambda: library("pynetdicom"), "echoscu": echoscu}
+        rows = [
+            Row(
+                name=name,
+                what="C-ECHO with association /s",
+                bar=at_least(bar),
+                ours=Figure("ours", "rate"),
+                theirs=Figure(side, "rate"),
+                peer=peer,
+                setting=f"{_CONCURRENCY} at a time over {_MODALITIES:,} simulated modalities",
+            )
+            for name, bar, side, peer in (
+                ("P5", 15, "pynetdicom", f"pynetdicom, {_CONCURRENCY} threads"),
+                ("P6", 50, "echoscu", "echoscu, xargs -P16"),
+            )
+        ]
+        yield [Trial(sides, rows)]
 
 
-def _targets(inventory: Path) -> list[tuple[str, str, int]]:
-    import csv
-
-    with inventory.open(newline="") as lines:
-        return [(row["ae_title"], row["host"], int(row["port"])) for row in csv.DictReader(lines)]
+# The programs
 
 
 def _ours(inventory: Path, count: int, concurrency: int) -> float:
@@ -98,7 +97,7 @@ def _pynetdicom(inventory: Path, count: int, concurrency: int) -> float:
         association.release()
         return int(status.Status)
 
-    targets = (_targets(inventory) * count)[:count]
+    targets = (targets_of(inventory) * count)[:count]
     with ThreadPoolExecutor(concurrency) as pool:
         started = time.monotonic()
         statuses = set(pool.map(echo, targets))
@@ -110,4 +109,4 @@ def _pynetdicom(inventory: Path, count: int, concurrency: int) -> float:
 
 if __name__ == "__main__":
     side, path, number, at_once = sys.argv[1:]
-    print({"ours": _ours, "pynetdicom": _pynetdicom}[side](Path(path), int(number), int(at_once)))
+    tell(rate={"ours": _ours, "pynetdicom": _pynetdicom}[side](Path(path), int(number), int(at_once)))

@@ -7,16 +7,19 @@ import errno
 import logging
 import sqlite3
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
+from weakref import WeakSet
 
 import aiofiles.os
 from anyio import CancelScope
 
+from asyncdicom.archive.arriving import Arriving
 from asyncdicom.archive.contract import (
     CANNOT_UNDERSTAND,
     DUPLICATE_SOP_INSTANCE,
@@ -24,6 +27,7 @@ from asyncdicom.archive.contract import (
     DURABILITIES,
     OUT_OF_RESOURCES,
     SUCCESS,
+    Draft,
     Duplicates,
     Durability,
     Index,
@@ -34,15 +38,13 @@ from asyncdicom.archive.directory import Directory
 from asyncdicom.archive.layout import DEFAULT_LAYOUT, Layout
 from asyncdicom.archive.placement import Placed, Placement
 from asyncdicom.archive.sqlite import SQLiteIndex
-from asyncdicom.archive.threads import end
+from asyncdicom.archive.threads import end, to_its_end
 from asyncdicom.archive.turns import Turns
 from asyncdicom.association.received import Received
 from asyncdicom.errors import ArchiveError, ArchiveFull, ConfigurationError, DatasetError
 from asyncdicom.observe import NULL_OBSERVER, Observer
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Placed, found out to be there already or adopted, and placed once more.
@@ -110,6 +112,7 @@ class Archive:
         self._executor: ThreadPoolExecutor | None = None
         self._turns = Turns()
         self._under_way: set[asyncio.Task[Stored]] = set()
+        self._arriving: WeakSet[Arriving] = WeakSet()
         self._open = False
 
     # Opening and closing
@@ -121,7 +124,7 @@ class Archive:
         CancelScope()
         executor = self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="archive")
         try:
-            await _to_its_end(self._take_possession(executor))
+            await to_its_end(self._take_possession(executor))
         except BaseException:
             await self._close()
             raise
@@ -149,12 +152,14 @@ class Archive:
 
     async def _close(self) -> None:
         self._open = False
-        await _to_its_end(self._give_back())
+        await to_its_end(self._give_back())
 
     async def _give_back(self) -> None:
         # Whatever is under way ends by itself, as slowly as the disk is; leaving it would leave files without rows.
         while self._under_way:
             await asyncio.wait(self._under_way)
+        for arriving in list(self._arriving):
+            await arriving.discard()
         if self.index is not None:
             await self.index.close()
         executor, self._executor = self._executor, None
@@ -176,26 +181,55 @@ class Archive:
         """
         if not self._open:
             raise RuntimeError("the archive is not open: use 'async with'")
-        task = asyncio.get_running_loop().create_task(self._keep(received))
+        return await self._keep_to_its_end(received)
+
+    def begin(self, received: Received) -> Arriving:
+        """Begin an instance whose dataset is still arriving, for those too large for memory.
+
+        :param received: all but its data
+        :return: what takes the dataset, and then does what :meth:`store` does
+        """
+        arriving = Arriving(
+            received,
+            self._placement.begin,
+            self._placement.append,
+            partial(self._run, received),
+            self._keep_to_its_end,
+        )
+        self._arriving.add(arriving)
+        return arriving
+
+    async def _run(self, received: Received, function: Callable[[], None]) -> Stored | None:
+        """Run what blocks on a thread; what goes wrong there is the answer for the sender."""
+        try:
+            if self._executor is None:
+                raise ArchiveError("the archive is closed")
+            await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        except (DatasetError, ArchiveError, OSError) as error:
+            return _refusal(received, error)
+        return None
+
+    async def _keep_to_its_end(
+        self, received: Received, draft: Draft | None = None, steps: Sequence[tuple[str, float]] = ()
+    ) -> Stored:
+        task = asyncio.get_running_loop().create_task(self._keep(received, draft, steps))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
-        return await _to_its_end(task)
+        return await to_its_end(task)
 
-    async def _keep(self, received: Received) -> Stored:
+    async def _keep(self, received: Received, draft: Draft | None, steps: Sequence[tuple[str, float]]) -> Stored:
         async with self._turns(received.sop_instance_uid):
+            for step, seconds in steps:
+                self._observer.write_step(step, seconds)
             try:
-                return await self._keep_in_turn(received)
-            except DatasetError as error:
-                _log.warning("an instance from %a cannot be understood: %s", received.calling_ae_title, error)
-                return Stored(CANNOT_UNDERSTAND)
-            except (ArchiveError, OSError) as error:
-                _log.warning("an instance from %a is not stored: %s", received.calling_ae_title, _reason(error))
-                return Stored(OUT_OF_RESOURCES)
+                return await self._keep_in_turn(received, draft)
+            except (DatasetError, ArchiveError, OSError) as error:
+                return _refusal(received, error)
 
-    async def _keep_in_turn(self, received: Received) -> Stored:
+    async def _keep_in_turn(self, received: Received, draft: Draft | None) -> Stored:
         contested = False
         for _ in range(_ROUNDS):
-            placed: Placed = await self._place(received, contested, executor=self._executor)
+            placed: Placed = await self._place(received, contested, draft, executor=self._executor)
             for step, seconds in placed.steps:
                 self._observer.write_step(step, seconds)
             if self.index is None or placed.entry is None:
@@ -240,27 +274,6 @@ class Archive:
         return f"<Archive {str(self.directory)!r} {self.durability} {self.duplicates} index={self.index!r}: {state}>"
 
 
-async def _to_its_end(work: Coroutine[None, None, T] | asyncio.Task[T]) -> T:
-    """Await what must not be left halfway: when the caller is cancelled, that is raised after the end.
-
-    A shielded scope is not enough: it stops anyio's cancellation, and not that of asyncio.
-    """
-    task = work if isinstance(work, asyncio.Task) else asyncio.get_running_loop().create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with CancelScope(shield=True):
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError:
-                    # Cancelled again; it is raised below.
-                    continue
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("what a cancelled caller began has failed: %s", type(error).__name__)
-        raise
-
-
 def _index(spec: str | None, durability: Durability, root: Path, outbox: bool) -> SQLiteIndex | None:
     if spec is None or spec == "none":
         return None
@@ -271,6 +284,14 @@ def _index(spec: str | None, durability: Durability, root: Path, outbox: bool) -
         # Not the value: it may hold a password.
         raise ConfigurationError("archive.index", f"{kind}:", 'PostgreSQL is not supported yet: write "sqlite:PATH" or "none"')
     raise ConfigurationError("archive.index", spec, 'write "sqlite:PATH" or "none"')
+
+
+def _refusal(received: Received, error: Exception) -> Stored:
+    if isinstance(error, DatasetError):
+        _log.warning("an instance from %a cannot be understood: %s", received.calling_ae_title, error)
+        return Stored(CANNOT_UNDERSTAND)
+    _log.warning("an instance from %a is not stored: %s", received.calling_ae_title, _reason(error))
+    return Stored(OUT_OF_RESOURCES)
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,6 +136,35 @@ class Holder:
     size: int
 
 
+class Draft(ABC):
+    """An object that is arriving: nobody sees it yet. It blocks, and is used by one thread at a time.
+
+    :ivar size: bytes of the dataset so far
+    """
+
+    size: int = 0
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the dataset; empty when it was not asked for."""
+
+    @abstractmethod
+    def append(self, parts: Sequence[Buffer]) -> None:
+        """Add to the dataset.
+
+        :raises OSError: when that cannot be written
+        """
+
+    @abstractmethod
+    def read(self, size: int, at: int) -> bytes:
+        """Read some of the dataset."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Let go of it all. Harmless when it is gone already."""
+
+
 class Objects(Protocol):
     """A place for bytes. Every method blocks and is called on threads of the archive's own.
 
@@ -158,7 +188,7 @@ class Objects(Protocol):
     def holder(self, path: str) -> Holder | None:
         """What holds this name; None when nothing does."""
 
-    def matches(self, path: str, holder: Holder, data: Buffer) -> bool:
+    def matches(self, path: str, holder: Holder, data: Buffer | Draft) -> bool:
         """Whether the dataset under this name has exactly these bytes."""
 
     def digest(self, path: str, holder: Holder) -> str:
@@ -167,15 +197,23 @@ class Objects(Protocol):
     def head(self, path: str, holder: Holder, size: int) -> bytes:
         """The first bytes of the dataset under this name."""
 
-    def create(self, path: str, header: bytes, data: Buffer, steps: Steps) -> None:
-        """Keep an object under a name that must be free.
+    def draft(self, header: bytes, *, hashed: bool) -> Draft:
+        """Begin an object whose dataset is still arriving.
 
-        :raises FileExistsError: when it is not
+        :param hashed: whether its SHA-256 will be asked for
         """
 
-    def replace(self, path: str, header: bytes, data: Buffer, steps: Steps, *, undoable: bool) -> None:
+    def create(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps) -> None:
+        """Keep an object under a name that must be free.
+
+        :param data: the dataset; a draft is used up, unless the name is taken
+        :raises FileExistsError: when it is
+        """
+
+    def replace(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps, *, undoable: bool) -> None:
         """Keep an object under a name that is taken, atomically.
 
+        :param data: the dataset; a draft is used up
         :param undoable: what was there before is kept aside until :meth:`forget` or :meth:`restore` says what to do
         """
 

@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from asyncdicom.archive.contract import Buffer, Durability, Holder, Steps
+from asyncdicom.archive.contract import Buffer, Draft, Durability, Holder, Steps
+from asyncdicom.archive.draft import FileDraft
 from asyncdicom.archive.folders import Folders
 from asyncdicom.archive.keys import scan
 from asyncdicom.archive.space import Space
@@ -134,17 +135,20 @@ class Directory:
         except FileNotFoundError:
             return None
 
-    def matches(self, path: str, holder: Holder, data: Buffer) -> bool:
-        view = memoryview(data)
-        if holder.size != len(view):
+    def matches(self, path: str, holder: Holder, data: Buffer | Draft) -> bool:
+        content = _ours(data)
+        size = content.size if isinstance(content, FileDraft) else len(content)
+        if holder.size != size:
             return False
         with self._reading(path) as descriptor:
             at = 0
-            while at < len(view):
+            while at < size:
                 chunk = os.pread(descriptor, _CHUNK, holder.offset + at)
-                if not chunk or chunk != view[at : at + len(chunk)]:
+                end = at + len(chunk)
+                same = content.read(len(chunk), at) if isinstance(content, FileDraft) else memoryview(content)[at:end]
+                if not chunk or chunk != same:
                     return False
-                at += len(chunk)
+                at = end
         return True
 
     def head(self, path: str, holder: Holder, size: int) -> bytes:
@@ -162,7 +166,12 @@ class Directory:
 
     # Writing
 
-    def create(self, path: str, header: bytes, data: Buffer, steps: Steps) -> None:
+    def draft(self, header: bytes, *, hashed: bool) -> Draft:
+        # In the root, because the folder is not known yet; a name can be given anywhere within one file system.
+        descriptor, part = self._open_new("")
+        return FileDraft(descriptor, part, self._root, header, hashed=hashed)
+
+    def create(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps) -> None:
         folder = path.rpartition("/")[0]
         made: list[str] = []
         try:
@@ -179,25 +188,13 @@ class Directory:
             self._folders.unmake(made)
             raise
 
-    def _create(self, path: str, folder: str, header: bytes, data: Buffer, steps: Steps) -> None:
-        started = time.perf_counter()
-        part, descriptor = self._open_new(folder)
-        named = False
+    def _create(self, path: str, folder: str, header: bytes, data: Buffer | Draft, steps: Steps) -> None:
+        draft, started = self._written(folder, header, data, steps)
+        is_named = False
         try:
-            try:
-                started = self._write(descriptor, header, data, steps, started)
-                if part is None:
-                    self._link_unnamed(descriptor, path)
-                    named = True
-                else:
-                    moved = self._name_part(part, path)
-                    named = True
-                    if not moved:
-                        os.unlink(part, dir_fd=self._root)
-                    part = None
-            finally:
-                # An error of close is an error of a write on some network file systems.
-                os.close(descriptor)
+            is_moved = self._give_name(draft, path)
+            is_named = True
+            draft.named(is_moved=is_moved)
             started = _note(steps, "name", started)
             if self._sync_folders:
                 if not self._folders.is_settled(folder):
@@ -205,36 +202,42 @@ class Directory:
                     self._folders.prepare(folder)
                 self._folders.sync(folder)
                 _note(steps, "sync_folder", started)
-        except BaseException:
-            if part is not None:
-                _discard(part, self._root)
-            if named:
+        except BaseException as error:
+            if is_named:
                 _discard(path, self._root)
+            # One that arrived as a draft may find its place under another name, or after its folder is made again.
+            if draft is not data or not isinstance(error, FileExistsError | FileNotFoundError):
+                draft.discard()
             raise
 
-    def _write(self, descriptor: int, header: bytes, data: Buffer, steps: Steps, started: float) -> float:
-        parts = [memoryview(header), memoryview(data).cast("B")]
-        while parts:
-            written = os.writev(descriptor, parts)
-            if not written:
-                raise OSError(errno.ENOSPC, "nothing could be written")
-            # Short writes are rare: a signal, 2 GiB at once, the last block of a disk.
-            while parts and written >= len(parts[0]):
-                written -= len(parts.pop(0))
-            if parts:
-                parts[0] = parts[0][written:]
-        started = _note(steps, "write", started)
-        if self._sync_files:
-            # Once. After an error the kernel may have dropped the pages and called them clean: a second try would succeed.
-            os.fdatasync(descriptor)
-            started = _note(steps, "sync", started)
-        return started
+    def _written(
+        self, folder: str, header: bytes, data: Buffer | Draft, steps: Steps, *, unnamed: bool = True
+    ) -> tuple[FileDraft, float]:
+        """The bytes in a file that nobody sees, synced as far as was asked for; and when that was."""
+        started = time.perf_counter()
+        content = _ours(data)
+        if isinstance(content, FileDraft):
+            draft = content
+        else:
+            descriptor, part = self._open_new(folder) if unnamed else self._open_part()
+            draft = FileDraft(descriptor, part, self._root, header)
+        try:
+            if not isinstance(content, FileDraft):
+                draft.append([content])
+                started = _note(steps, "write", started)
+            if self._sync_files:
+                draft.sync()
+                started = _note(steps, "sync", started)
+        except BaseException:
+            draft.discard()
+            raise
+        return draft, started
 
-    def _open_new(self, folder: str) -> tuple[str | None, int]:
-        """Open a new file that nobody sees yet, and return its temporary name, if it has one, and a descriptor."""
+    def _open_new(self, folder: str) -> tuple[int, str | None]:
+        """Open a new file that nobody sees yet, and return a descriptor, and its temporary name if it has one."""
         if self._unnamed:
             try:
-                return None, self._open_unnamed(folder or ".")
+                return self._open_unnamed(folder or "."), None
             except OSError as error:
                 if error.errno not in _NO_UNNAMED:
                     raise
@@ -243,19 +246,23 @@ class Directory:
         return self._open_part()
 
     def _open_unnamed(self, folder: str) -> int:
-        return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE, dir_fd=self._root)
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE, dir_fd=self._root)
 
     def _link_unnamed(self, descriptor: int, path: str) -> None:
         os.link(f"/proc/self/fd/{descriptor}", path, dst_dir_fd=self._root)
 
-    def _open_part(self) -> tuple[str, int]:
+    def _open_part(self) -> tuple[int, str]:
         name = f"{_INCOMING}/{next(self._numbers)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._folders.prepare(_INCOMING)
-        return name, os.open(name, flags, _FILE_MODE, dir_fd=self._root)
+        return os.open(name, flags, _FILE_MODE, dir_fd=self._root), name
 
-    def _name_part(self, part: str, path: str) -> bool:
-        """Give a part its name, and return whether the temporary one is gone with that."""
+    def _give_name(self, draft: FileDraft, path: str) -> bool:
+        """Give a draft its name, which must be free, and return whether the temporary one is gone with that."""
+        part = draft.part
+        if part is None:
+            self._link_unnamed(draft.descriptor, path)
+            return True
         try:
             os.link(part, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         except OSError as error:
@@ -268,7 +275,7 @@ class Directory:
             return True
         return False
 
-    def replace(self, path: str, header: bytes, data: Buffer, steps: Steps, *, undoable: bool) -> None:
+    def replace(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps, *, undoable: bool) -> None:
         folder = path.rpartition("/")[0]
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -280,31 +287,33 @@ class Directory:
                 if not attempts_left:
                     raise
 
-    def _replace(self, path: str, folder: str, header: bytes, data: Buffer, steps: Steps, undoable: bool) -> None:
-        started = time.perf_counter()
-        part, descriptor = self._open_part()
+    def _replace(self, path: str, folder: str, header: bytes, data: Buffer | Draft, steps: Steps, undoable: bool) -> None:
+        draft, started = self._written(folder, header, data, steps, unnamed=False)
         aside = replaced = False
         try:
-            try:
-                started = self._write(descriptor, header, data, steps, started)
-            finally:
-                os.close(descriptor)
+            if draft.part is None:
+                # Only what has a name can take the place of another in one step.
+                name = f"{_INCOMING}/{next(self._numbers)}"
+                self._folders.prepare(_INCOMING)
+                self._link_unnamed(draft.descriptor, name)
+                draft.part = name
             if undoable:
                 self._put_aside(path)
                 aside = True
-            os.rename(part, path, src_dir_fd=self._root, dst_dir_fd=self._root)
+            os.rename(draft.part, path, src_dir_fd=self._root, dst_dir_fd=self._root)
             replaced = True
+            draft.named(is_moved=True)
             started = _note(steps, "name", started)
             if self._sync_folders:
                 self._folders.sync(folder)
                 _note(steps, "sync_folder", started)
-        except BaseException:
-            if not replaced:
-                _discard(part, self._root)
+        except BaseException as error:
             if aside and replaced:
                 self.restore(path)
             elif aside:
                 self.forget(path)
+            if draft is not data or not isinstance(error, FileNotFoundError):
+                draft.discard()
             raise
 
     # What a replacement keeps aside until the index has committed: a second name, in a mirror of the archive's folders.
@@ -392,6 +401,12 @@ class Directory:
     def __repr__(self) -> str:
         how = "closed" if self._root < 0 else "unnamed files" if self._unnamed else "temporary names"
         return f"<Directory {str(self._folders.root)!r}: {how}>"
+
+
+def _ours(data: Buffer | Draft) -> Buffer | FileDraft:
+    if isinstance(data, Draft) and not isinstance(data, FileDraft):
+        raise TypeError("a draft that was begun elsewhere")
+    return data
 
 
 def _note(steps: Steps, step: str, started: float) -> float:

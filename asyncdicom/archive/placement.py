@@ -13,7 +13,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from asyncdicom.archive.contract import DuplicateOutcome, Duplicates, Entry, Holder, Objects, Row, RowReader, Steps
+from asyncdicom.archive.contract import (
+    Buffer,
+    Draft,
+    DuplicateOutcome,
+    Duplicates,
+    Entry,
+    Holder,
+    Objects,
+    Row,
+    RowReader,
+    Steps,
+)
 from asyncdicom.archive.keys import Keys, read_keys, storable
 from asyncdicom.archive.layout import Layout, beside
 from asyncdicom.association.received import Received
@@ -56,6 +67,8 @@ class _Offer:
     """An instance that asks for a place."""
 
     received: Received
+    data: Buffer | Draft
+    size: int
     header: bytes
     keys: Keys
     path: str
@@ -75,19 +88,45 @@ class Placement:
         self._duplicates = duplicates
         self._index = index
 
-    def place(self, received: Received, contested: bool = False) -> Placed:
-        """Keep an instance.
+    @property
+    def _hashes(self) -> bool:
+        # Only the index and the names of "keep-all" want it; comparing two files needs none.
+        return self._index is not None or self._duplicates == "keep-all"
 
-        :param contested: whether it is known that its SOP Instance UID is there already
+    def begin(self, received: Received) -> Draft:
+        """Begin an instance whose dataset is still arriving.
+
         :raises DatasetError: when the instance cannot be understood
         :raises ArchiveError: when it cannot be kept; so does :class:`OSError`
         """
-        keys = read_keys(received.data, received.transfer_syntax_uid)
+        return self._objects.draft(_header(received), hashed=self._hashes)
+
+    def append(self, draft: Draft, parts: Sequence[Buffer]) -> None:
+        """Add to a draft, within the space that may be used.
+
+        :raises ArchiveError: when it cannot be kept; so does :class:`OSError`
+        """
+        self._objects.take(sum(len(part) for part in parts))
+        draft.append(parts)
+
+    def place(self, received: Received, contested: bool = False, draft: Draft | None = None) -> Placed:
+        """Keep an instance.
+
+        :param contested: whether it is known that its SOP Instance UID is there already
+        :param draft: the dataset, where it does not come with `received`
+        :raises DatasetError: when the instance cannot be understood
+        :raises ArchiveError: when it cannot be kept; so does :class:`OSError`
+        """
         header = _header(received)
-        # Only the index and the names of "keep-all" want it; comparing two files needs none.
-        wanted = self._index is not None or self._duplicates == "keep-all"
-        sha256 = hashlib.sha256(received.data, usedforsecurity=False).hexdigest() if wanted else ""
-        offer = _Offer(received, header, keys, self._layout.path(received, keys), sha256, [])
+        if draft is None:
+            data: Buffer | Draft = received.data
+            size = received.size
+            keys = read_keys(received.data, received.transfer_syntax_uid)
+            sha256 = hashlib.sha256(received.data, usedforsecurity=False).hexdigest() if self._hashes else ""
+        else:
+            data, size, sha256 = draft, draft.size, draft.sha256
+            keys = read_keys(draft.read(_HEAD, 0), received.transfer_syntax_uid)
+        offer = _Offer(received, data, size, header, keys, self._layout.path(received, keys), sha256, [])
         # Asking for the name first makes an instance that comes again cheap: it is not written to be refused.
         if not contested and not self._objects.exists(offer.path):
             placed = self._create(offer, offer.path)
@@ -105,13 +144,17 @@ class Placement:
         obsolete: Sequence[str] = (),
     ) -> Placed | None:
         """Keep an instance under a name; None when the name is taken."""
-        self._objects.take(offer.received.size)
+        self._take(offer)
         try:
-            self._objects.create(path, offer.header, offer.received.data, offer.steps)
+            self._objects.create(path, offer.header, offer.data, offer.steps)
         except FileExistsError:
             return None
         entry = self._entry(offer, path, variant)
         return Placed(path, duplicate, entry, supersedes, created=True, obsolete=obsolete, steps=offer.steps)
+
+    def _take(self, offer: _Offer) -> None:
+        if not isinstance(offer.data, Draft):
+            self._objects.take(offer.size)
 
     def _entry(self, offer: _Offer, path: str, variant: str = "") -> Entry | None:
         if self._index is None:
@@ -128,7 +171,7 @@ class Placement:
             keys.study_date,
             keys.modality,
             path,
-            received.size,
+            offer.size,
             offer.sha256,
             storable(received.calling_ae_title),
             storable(received.peer_address),
@@ -159,7 +202,7 @@ class Placement:
 
     def _place_over(self, offer: _Offer, path: str, holder: Holder, supersedes: Sequence[int]) -> Placed:
         """A file of this SOP instance is there, and no index tells of it."""
-        if self._objects.matches(path, holder, offer.received.data):
+        if self._objects.matches(path, holder, offer.data):
             # It may come from a life that ended before it was durable.
             self._objects.settle(path)
             return Placed(path, "identical", self._entry(offer, path), supersedes)
@@ -210,7 +253,7 @@ class Placement:
         if placed is not None:
             return placed
         holder = self._objects.holder(path)
-        if holder is None or not _is_of(holder, offer) or not self._objects.matches(path, holder, offer.received.data):
+        if holder is None or not _is_of(holder, offer) or not self._objects.matches(path, holder, offer.data):
             raise ArchiveError("the name for one more instance is taken by another")
         self._objects.settle(path)
         return Placed(path, "identical", self._entry(offer, path, offer.sha256))
@@ -225,9 +268,9 @@ class Placement:
                     return placed
                 holder = self._objects.holder(path)
             if holder is not None and (path in there or _is_of(holder, offer)):
-                self._objects.take(offer.received.size)
+                self._take(offer)
                 undoable = self._index is not None
-                self._objects.replace(path, offer.header, offer.received.data, offer.steps, undoable=undoable)
+                self._objects.replace(path, offer.header, offer.data, offer.steps, undoable=undoable)
                 entry = self._entry(offer, path)
                 return Placed(path, "replaced", entry, ids, kept_aside=undoable, obsolete=obsolete, steps=offer.steps)
         raise ArchiveError("every name for the instance is taken by others")

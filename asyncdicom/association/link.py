@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from asyncdicom.association.transport import part_with
 from asyncdicom.errors import AssociationAborted, ConnectionLost, OperationError, ProtocolError
 from asyncdicom.upper_layer import pdu
 from asyncdicom.upper_layer.message import Message, MessageReader
@@ -19,8 +20,6 @@ T = TypeVar("T")
 
 # Messages that may wait for whoever asked; beyond it the socket is not read, and the peer has to wait.
 _INBOX = 64
-# After an abort, what the peer has in flight is read and forgotten so long, in seconds.
-_LINGER = 0.25
 
 
 class Link(asyncio.Protocol):
@@ -144,27 +143,20 @@ class Link(asyncio.Protocol):
         # PS3.8 AA-8: the peer is told, and then no longer listened to.
         if self.ended is None:
             self.ended = error
-            self._farewell(pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, pdu.AbortReason.UNEXPECTED_PDU))
+            if self._transport is not None:
+                aborted = pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, pdu.AbortReason.UNEXPECTED_PDU)
+                part_with(self._transport, aborted)
 
     def abort(self) -> None:
         """Send A-ABORT and close; what the peer has not read by then is its loss."""
         if self.ended is None:
             self.ended = ConnectionLost(f"{self._who}: the association is over")
-            self._farewell(pdu.encode_abort() if self.answer is not None else b"")
-
-    def _farewell(self, last: bytes) -> None:
-        """Close, so that the peer gets to see what was said last: closing on unread bytes sends a reset, which overtakes it."""
-        transport = self._transport
-        if transport is not None and not transport.is_closing():
-            if last:
-                transport.write(last)
-            if last and transport.can_write_eof():
-                transport.resume_reading()
-                transport.write_eof()
-                asyncio.get_running_loop().call_later(_LINGER, transport.abort)
-            else:
-                transport.close()
-        self._notify()
+            if self._transport is not None:
+                if self.answer is None:
+                    self._transport.close()
+                else:
+                    part_with(self._transport, pdu.encode_abort())
+            self._notify()
 
     async def closed(self, seconds: float) -> None:
         """Return once the descriptor is given back; by force when the peer does not read what is left."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
+from asyncdicom.association.deflate import deflate, inflate
 from asyncdicom.errors import ConfigurationError, DatasetError
 from asyncdicom.outcome import Status
 from asyncdicom.upper_layer import context as uid
@@ -202,29 +202,17 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
         raise DatasetError(f"the dataset cannot be encoded: {type(error).__name__}") from error
     encoded = buffer.getvalue()
     if transfer_syntax == uid.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
-        deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        encoded = deflater.compress(encoded) + deflater.flush()
-        encoded += b"\0" * (len(encoded) % 2)
+        encoded = deflate(encoded)
     return bytes(encoded)
-
-
-# A query answer is kilobytes; what inflates beyond this is an attack.
-_MAX_INFLATED = 16 << 20
 
 
 def decode_dataset(encoded: bytes, transfer_syntax: str) -> Dataset:
     """Decode a dataset that came without File Meta Information.
 
-    :raises DatasetError: when it cannot be decoded, or inflates beyond 16 MiB
+    :raises DatasetError: when it cannot be decoded, or inflates beyond 8 MiB
     """
     if transfer_syntax == uid.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
-        inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-        try:
-            encoded = inflater.decompress(encoded, _MAX_INFLATED)
-        except zlib.error as error:
-            raise DatasetError("the deflated dataset cannot be inflated") from error
-        if inflater.unconsumed_tail:
-            raise DatasetError(f"the deflated dataset is larger than {_MAX_INFLATED} bytes")
+        encoded = inflate(encoded)
     implicit = transfer_syntax == uid.IMPLICIT_VR_LITTLE_ENDIAN
     little_endian = transfer_syntax != uid.EXPLICIT_VR_BIG_ENDIAN
     try:

@@ -10,9 +10,15 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID
 
+from asyncdicom.association.deflate import MAX_INFLATED, inflate
 from asyncdicom.errors import DatasetError
+from asyncdicom.upper_layer import context as uid
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+
+# Images deflate to a quarter or so; bombs to a thousandth.
+_HONEST_RATIO = 8
 
 _PREAMBLE = b"\0" * 128 + b"DICM"
 _OB_VERSION = struct.pack("<HH2sHI2s", 0x0002, 0x0001, b"OB", 0, 2, b"\x00\x01")
@@ -93,10 +99,20 @@ class Received:
     def dataset(self) -> Dataset:
         """The dataset with its File Meta Information, decoded when first asked for.
 
-        :raises DatasetError: when it cannot be decoded
+        :raises DatasetError: when it cannot be decoded, or when deflated becomes more than 8 MiB and more than 8 times what
+            it was; whoever expects such ones inflates :attr:`data` himself
         """
+        encoded = self.encoded
+        is_deflated = self.transfer_syntax_uid == uid.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+        if is_deflated:
+            inflated = inflate(self.data, max(MAX_INFLATED, _HONEST_RATIO * self.size))
+            plain = uid.EXPLICIT_VR_LITTLE_ENDIAN
+            encoded = file_header(self.sop_class_uid, self.sop_instance_uid, plain, self.calling_ae_title) + inflated
         try:
-            return dcmread(BytesIO(self.encoded))
+            dataset = dcmread(BytesIO(encoded))
+            if is_deflated:
+                dataset.file_meta.TransferSyntaxUID = UID(self.transfer_syntax_uid)
+            return dataset
         except Exception as error:
             # Whatever a peer sends reaches this parser: every way in which it fails is the peer's fault.
             raise DatasetError(f"the dataset cannot be decoded: {type(error).__name__}") from error

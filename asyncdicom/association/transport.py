@@ -1,4 +1,4 @@
-"""From a modality to a connected socket: resolve, connect, TLS; each with its deadline, each timed apart."""
+"""From a modality to a connected socket: resolve, connect, TLS; each with its deadline, each timed apart. And the parting."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from asyncdicom.outcome import Phases
 
 # getaddrinfo cannot be interrupted, so a resolver that hangs keeps its thread. These are its own: it starves nobody else.
 _RESOLVERS = 16
+
+# After an A-ABORT, what the peer has in flight is read and forgotten so long, in seconds.
+LINGER = 0.25
 
 # The addresses of a host: family and socket address.
 Addresses = list[tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]]
@@ -192,3 +195,25 @@ def _client_context(tls: TLS, _stamps: tuple[tuple[int, int] | None, ...]) -> ss
     except (ssl.SSLError, OSError) as error:
         raise ConfigurationError("tls", str(tls.ca or tls.certificate), f"not usable: {error}") from error
     return context
+
+
+def part_with(transport: asyncio.Transport, last: bytes) -> None:
+    """Say a last PDU and close, so that the peer gets to see it: closing on unread bytes sends a reset, which overtakes it.
+
+    The connection is half-closed, and gone after a quarter of a second at the latest; what still comes is for the protocol to
+    forget.
+    """
+    if transport.is_closing():
+        return
+    transport.write(last)
+    transport.resume_reading()
+    try:
+        if not transport.can_write_eof():
+            transport.close()
+            return
+        transport.write_eof()
+    except OSError:
+        # The peer has reset the connection, and the loop has not told us yet.
+        transport.abort()
+        return
+    asyncio.get_running_loop().call_later(LINGER, transport.abort)

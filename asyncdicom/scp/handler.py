@@ -12,7 +12,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from asyncdicom.archive import Archive
+from asyncdicom.archive import Archive, Arriving
 from asyncdicom.association.received import Received
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def sink_of(handler: Handler | Archive | None, args: Sequence[Any], executor: Ex
     if handler is None:
         return _nobody
     if isinstance(handler, Archive):
-        return partial(_archive, handler)
+        return IntoArchive(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
         return partial(_await, handler, tuple(args))
     return partial(_run, handler, tuple(args), executor)
@@ -48,10 +48,19 @@ async def _nobody(received: Received) -> int:
     return UNHANDLED_EXCEPTION
 
 
-async def _archive(archive: Archive, received: Received) -> int:
-    stored = await archive.store(received)
-    received.path = stored.path
-    return int(stored.status)
+class IntoArchive:
+    """Keeps instances in an archive; large ones as they arrive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    async def __call__(self, received: Received) -> int:
+        """Keep an instance that is here."""
+        return int((await self._archive.store(received)).status)
+
+    def begin(self, received: Received) -> Arriving:
+        """Begin one whose dataset is still arriving."""
+        return self._archive.begin(received)
 
 
 async def _await(handler: Handler, args: tuple[Any, ...], received: Received) -> int:

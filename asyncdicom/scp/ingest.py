@@ -10,9 +10,10 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 
+from asyncdicom.archive import Arriving
 from asyncdicom.association.received import Received
 from asyncdicom.observe import Observer
-from asyncdicom.scp.handler import UNHANDLED_EXCEPTION, Sink
+from asyncdicom.scp.handler import UNHANDLED_EXCEPTION, IntoArchive, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -144,15 +145,30 @@ class Ingest:
         self.budget = budget
         self._observer = observer
 
-    async def take(self, received: Received, started: float) -> int:
+    @property
+    def streams(self) -> bool:
+        """Whether an instance can be taken as it arrives."""
+        return isinstance(self.sink, IntoArchive)
+
+    def begin(self, received: Received) -> Arriving:
+        """Begin an instance whose dataset is still arriving.
+
+        :param received: all but its data
+        """
+        if not isinstance(self.sink, IntoArchive):
+            raise TypeError("the handler wants instances whole")
+        return self.sink.begin(received)
+
+    async def take(self, received: Received, started: float, arriving: Arriving | None = None) -> int:
         """Take one instance.
 
         :param started: monotonic time at which its last fragment came
+        :param arriving: what has taken its dataset, where that is not in `received`
         :return: the status to answer; 0xC211 when the handler failed
         """
         self._observer.ingest_in_flight(self.budget.used, self.budget.limit)
         try:
-            status = await self.sink(received)
+            status = await self.sink(received) if arriving is None else int((await arriving.keep()).status)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
@@ -170,7 +186,8 @@ class Ingest:
             )
             logger.debug("the handler's traceback", exc_info=True)
             status = UNHANDLED_EXCEPTION
-        self._observer.store_ended(received.calling_ae_title, status, received.size, time.monotonic() - started)
+        size = received.size if arriving is None else arriving.size
+        self._observer.store_ended(received.calling_ae_title, status, size, time.monotonic() - started)
         return status
 
     def answered(self) -> None:

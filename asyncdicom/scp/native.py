@@ -10,11 +10,13 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Container
-from typing import cast
+from typing import NamedTuple, cast
 
 import anyio
 
+from asyncdicom.archive import Arriving
 from asyncdicom.association.received import Received
+from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.errors import ProtocolError
 from asyncdicom.scp.access import common_name
 from asyncdicom.scp.contexts import transfer_syntaxes_of
@@ -24,7 +26,7 @@ from asyncdicom.upper_layer import negotiation, pdu
 from asyncdicom.upper_layer.context import VERIFICATION
 from asyncdicom.upper_layer.message import Command, CommandField, Message, MessageReader
 from asyncdicom.upper_layer.negotiation import AssociateAccept, AssociateRequest
-from asyncdicom.upper_layer.pdu import PDU, PDUReader, PDUType
+from asyncdicom.upper_layer.pdu import PDU, PDV, PDUReader, PDUType
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +36,15 @@ _UNRECOGNIZED_OPERATION = 0x0211
 _CANNOT_UNDERSTAND = 0xC000
 # A peer in the middle of a message has at most so long, in seconds, before its rate counts.
 _RATE_GRACE = 10.0
-# After an abort, what the peer has in flight is read and forgotten so long: closing on it would send a reset, which overtakes
-# our A-ABORT.
-_LINGER = 0.25
 # How long the connection may take to go away, in seconds, before it is cut.
 _GOODBYE = 2.0
+# A dataset of more bytes is written as it arrives, where it can be, and in parts of about so many.
+_STREAMED = 1 << 20
+_PART = 128 << 10
+# What a fragment costs besides its bytes.
+_OVERHEAD = 64
+# An alarm that rings this many seconds late is in time.
+_EARLY = 0.01
 
 
 async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: float, tls: ssl.SSLContext | None) -> None:
@@ -56,7 +62,7 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
         else:
             left = max(0.001, deadline - time.monotonic())
             await loop.connect_accepted_socket(
-                lambda: association, sock, ssl=tls, ssl_handshake_timeout=left, ssl_shutdown_timeout=_LINGER
+                lambda: association, sock, ssl=tls, ssl_handshake_timeout=left, ssl_shutdown_timeout=LINGER
             )
     except OSError as error:
         sock.close()
@@ -75,6 +81,20 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
             await association.gone()
 
 
+class _Waiting(NamedTuple):
+    """What waits for its turn: a message, or a part of one.
+
+    :ivar parts: of the dataset of a message that is still arriving; None for a whole message
+    :ivar arrived: monotonic time of its last fragment
+    :ivar size: what it was charged for
+    """
+
+    message: Message
+    parts: list[bytearray | memoryview] | None
+    arrived: float
+    size: int
+
+
 class ServedAssociation(asyncio.Protocol):
     """An association that was asked of us: the acceptor's states of PS3.8 section 9.2."""
 
@@ -84,8 +104,13 @@ class ServedAssociation(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._frames = PDUReader(door.max_pdu)
         self._messages = MessageReader(door.max_object_size)
-        # Whole messages that wait for their turn, each with the time of its last fragment and its bytes.
-        self._inbox: deque[tuple[Message, float, int]] = deque()
+        # What waits for its turn: whole messages, and parts of datasets too large to be held.
+        self._inbox: deque[_Waiting] = deque()
+        # Bytes that are charged to the budget and not yet handed on, and those that came since it was last told.
+        self._charged = 0
+        self._uncharged = 0
+        # The instance whose dataset is being written as it comes.
+        self._arriving: Arriving | None = None
         self._request: AssociateRequest | None = None
         self._contexts: dict[int, tuple[str, str]] = {}
         self._max_length = 0
@@ -94,7 +119,9 @@ class ServedAssociation(asyncio.Protocol):
         self._changed: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._closed = self._loop.create_future()
-        self._handling: anyio.CancelScope | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._is_handling = False
         self._is_paused = False
         self._is_established = False
         self._said = False
@@ -102,7 +129,6 @@ class ServedAssociation(asyncio.Protocol):
         # By when more of the message has to be here.
         self._grace = min(_RATE_GRACE, door.idle_timeout)
         self._due = self._last + self._grace
-        self._arrived = 0
         self._release_asked = False
         # Why it is over, in the words of Observer.scp_association_aborted; "" after a release; None while it is not.
         self._ending: str | None = None
@@ -137,32 +163,48 @@ class ServedAssociation(asyncio.Protocol):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _read_on(self) -> None:
-        """Act on the PDUs that are here, as long as there is room for what they bring."""
-        while self._ending is None and len(self._inbox) < 2:
-            found = self._frames.next_pdu()
+        """Act on what is here, until it brings something to do; the rest of what was read waits for that to be done."""
+        while self._ending is None and not self._inbox and not self._is_handling:
+            found = self._frames.next_item()
             if found is None:
                 break
-            self._receive(found)
+            if isinstance(found, PDV):
+                self._receive_fragment(found)
+            else:
+                self._receive(found)
+        if self._uncharged:
+            self._door.ingest.budget.charge(self, self._uncharged)
+            self._uncharged = 0
         self._pause_or_resume()
+
+    def _receive_fragment(self, fragment: PDV) -> None:
+        if not self._is_established or self._release_asked:
+            raise ProtocolError("P-DATA-TF out of turn")
+        messages, door = self._messages, self._door
+        size = len(fragment.data)
+        if not messages.inside_message:
+            self._due = self._last + self._grace
+        if door.min_rate:
+            # What came fast at first does not buy hours of slowness.
+            longest = self._grace + door.max_pdu / door.min_rate
+            self._due = min(self._due + size / door.min_rate, self._last + longest)
+        # Small fragments cost more than their bytes.
+        self._charged += size + _OVERHEAD
+        self._uncharged += size + _OVERHEAD
+        message = messages.receive(fragment)
+        if message is not None:
+            self._hand_on(_Waiting(message, None, self._last, self._charged))
+        elif messages.held >= self._part_size and messages.command is not None and door.ingest.streams:
+            under_way = Message(messages.context_id, messages.command, None)
+            self._hand_on(_Waiting(under_way, messages.take(), self._last, self._charged))
+
+    def _hand_on(self, waiting: _Waiting) -> None:
+        self._charged = 0
+        self._inbox.append(waiting)
 
     def _receive(self, found: PDU) -> None:
         kind = found.type
-        if kind == PDUType.DATA_TF and self._is_established and not self._release_asked:
-            for value in pdu.decode_data(found.body):
-                size = len(value.data)
-                if not self._messages.inside_message:
-                    self._arrived = 0
-                    self._due = self._last + self._grace
-                self._arrived += size
-                if self._door.min_rate:
-                    # What came fast at first does not buy hours of slowness.
-                    longest = self._grace + self._door.max_pdu / self._door.min_rate
-                    self._due = min(self._due + size / self._door.min_rate, self._last + longest)
-                self._door.ingest.budget.charge(self, size)
-                message = self._messages.receive(value)
-                if message is not None:
-                    self._inbox.append((message, self._last, self._arrived))
-        elif kind == PDUType.ASSOCIATE_RQ and self._request is None:
+        if kind == PDUType.ASSOCIATE_RQ and self._request is None:
             self._request = negotiation.decode_request(found.body)
         elif kind == PDUType.RELEASE_RQ and self._is_established:
             self._release_asked = True
@@ -174,14 +216,16 @@ class ServedAssociation(asyncio.Protocol):
     def _pause_or_resume(self) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        wanted = len(self._inbox) < 2 and self._door.ingest.budget.may_read(self)
+        # Who has something to do reads on once, and what came then waits: seldom is there anything, so seldom is this noticed.
+        has_room = not (self._frames.pending and (self._inbox or self._is_handling))
+        wanted = has_room and self._door.ingest.budget.may_read(self)
         if wanted and self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
         elif not wanted and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
-            if len(self._inbox) < 2:
+            if has_room:
                 self._door.ingest.budget.notify(self, self._room)
 
     def _room(self) -> None:
@@ -224,18 +268,10 @@ class ServedAssociation(asyncio.Protocol):
         if self._ending is not None:
             return
         self._ending = ending
-        transport = self._transport
-        if transport is not None and not transport.is_closing():
+        self._is_paused = False
+        if self._transport is not None:
             source = pdu.AbortSource.SERVICE_USER if ending == "drain" else pdu.AbortSource.SERVICE_PROVIDER
-            transport.write(pdu.encode_abort(source))
-            if self._is_paused:
-                self._is_paused = False
-                transport.resume_reading()
-            if transport.can_write_eof():
-                transport.write_eof()
-                self._loop.call_later(_LINGER, transport.abort)
-            else:
-                transport.close()
+            part_with(self._transport, pdu.encode_abort(source))
         self._notify()
 
     def _reject(self, answer: tuple[int, int, int]) -> None:
@@ -247,13 +283,13 @@ class ServedAssociation(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether a message is arriving, waiting or being handled."""
-        return self._handling is not None or bool(self._inbox) or self._messages.inside_message
+        return self._is_handling or bool(self._inbox) or self._messages.inside_message
 
     def give_up(self) -> None:
         """Abort, whatever is under way: what has not been acknowledged is the sender's to send again."""
         self._refuse("drain")
-        if self._handling is not None:
-            self._handling.cancel()
+        if self._is_handling and self._scope is not None:
+            self._scope.cancel()
 
     async def gone(self) -> None:
         """Return once the descriptor is given back; by force when the peer does not read what is left."""
@@ -282,18 +318,31 @@ class ServedAssociation(asyncio.Protocol):
                     self._door.closed(self._peer, self._ending or None)
                     self._door.leave()
         finally:
+            self._silence()
             self._door.ingest.budget.forget(self)
             self._door.ingest.answered()
 
     async def _wait(self, until: float) -> None:
-        """Wait until something changed, or the time has come."""
+        """Wait until something changed, or the time has come; now and then it returns for nothing."""
+        # The alarm is left as it is when it rings too early: setting it anew with every message costs more than that.
+        alarm = self._alarm
+        if alarm is None or alarm.when() > self._loop.time() + until - time.monotonic() + _EARLY:
+            self._silence()
+            self._alarm = self._loop.call_later(max(0.0, until - time.monotonic()), self._ring)
         self._changed = self._loop.create_future()
-        timer = self._loop.call_later(max(0.0, until - time.monotonic()), self._notify)
         try:
             await self._changed
         finally:
-            timer.cancel()
             self._changed = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._notify()
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     async def _associate(self, deadline: float) -> bool:
         """Take the request for association and answer it; False when there is no association."""
@@ -356,30 +405,41 @@ class ServedAssociation(asyncio.Protocol):
             self._transport.write(data)
 
     async def _serve(self) -> None:
-        while True:
-            while self._inbox and self._ending is None:
-                message, arrived, size = self._inbox.popleft()
-                try:
-                    with anyio.CancelScope() as self._handling:
-                        await self._answer(message, arrived)
-                finally:
-                    self._handling = None
-                    self._door.ingest.budget.give_back(self, size)
-                    self._door.ingest.answered()
-                # The time that we took is not the peer's.
-                self._last = time.monotonic()
-                try:
-                    self._read_on()
-                except ProtocolError:
-                    self._refuse("protocol_error")
-            if self._ending is not None:
-                return
-            if self._release_asked:
-                self._write(pdu.encode_release_rp())
-                self._over("")
-                return
-            await self._wait(self._look_again())
-            self._check_pace()
+        try:
+            with anyio.CancelScope() as self._scope:
+                while await self._take_turns():
+                    await self._wait(self._look_again())
+                    self._check_pace()
+        finally:
+            if self._arriving is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._arriving.discard()
+
+    async def _take_turns(self) -> bool:
+        """Handle what waits; False when the association is over."""
+        budget = self._door.ingest.budget
+        while self._inbox and self._ending is None:
+            waiting = self._inbox.popleft()
+            self._is_handling = True
+            try:
+                if waiting.parts is None:
+                    await self._answer(waiting.message, waiting.arrived)
+                else:
+                    await self._write_part(waiting.message, waiting.parts)
+            finally:
+                self._is_handling = False
+                budget.give_back(self, waiting.size)
+                self._door.ingest.answered()
+            # The time that we took is not the peer's.
+            self._last = time.monotonic()
+            try:
+                self._read_on()
+            except ProtocolError:
+                self._refuse("protocol_error")
+        if self._ending is None and self._release_asked:
+            self._write(pdu.encode_release_rp())
+            self._over("")
+        return self._ending is None
 
     def _look_again(self) -> float:
         """When the peer's pace has to be looked at."""
@@ -390,7 +450,7 @@ class ServedAssociation(asyncio.Protocol):
         """By when more of the message under way has to be here; never, between messages."""
         if not self._messages.inside_message or not self._door.min_rate:
             return float("inf")
-        return self._due + self._frames.pending / self._door.min_rate
+        return self._due
 
     def _inside(self) -> bool:
         return self._messages.inside_message or self._frames.inside_pdu
@@ -413,7 +473,7 @@ class ServedAssociation(asyncio.Protocol):
                 raise ProtocolError("a message on a presentation context that was not accepted")
             field = command.field
             if field == CommandField.C_STORE_RQ:
-                status = await self._store(command, message, context[1], arrived)
+                status = await self._store(message, context[1], arrived)
             elif field == CommandField.C_ECHO_RQ:
                 status = _SUCCESS if context[0] == VERIFICATION else _SOP_CLASS_NOT_SUPPORTED
             elif field == CommandField.C_CANCEL_RQ:
@@ -436,12 +496,10 @@ class ServedAssociation(asyncio.Protocol):
                 return
             self._refuse("stalled")
 
-    async def _store(self, command: Command, message: Message, transfer_syntax: str, arrived: float) -> int:
-        if message.data is None or not command.get("AffectedSOPInstanceUID") or not command.get("AffectedSOPClassUID"):
-            return _CANNOT_UNDERSTAND
-        peer = self._peer
-        received = Received(
-            data=message.data,
+    def _received(self, message: Message, transfer_syntax: str) -> Received:
+        command, peer = message.command, self._peer
+        return Received(
+            data=b"" if message.data is None else message.data,
             sop_class_uid=command.sop_class_uid,
             sop_instance_uid=command.sop_instance_uid,
             transfer_syntax_uid=transfer_syntax,
@@ -451,4 +509,35 @@ class ServedAssociation(asyncio.Protocol):
             move_originator_ae_title=command.get("MoveOriginatorApplicationEntityTitle") or None,
             move_originator_message_id=command.get("MoveOriginatorMessageID"),
         )
-        return await self._door.ingest.take(received, arrived)
+
+    @property
+    def _part_size(self) -> int:
+        # What is being written as it comes is written in small parts, so that reading and writing take turns.
+        return _STREAMED if self._arriving is None else _PART
+
+    async def _write_part(self, message: Message, parts: list[bytearray | memoryview]) -> None:
+        """Write a part of a dataset that is too large to be held; what goes wrong is answered when all of it is here."""
+        if self._arriving is None:
+            context = self._contexts.get(message.context_id)
+            if context is None or message.command.field != CommandField.C_STORE_RQ or not _names_instance(message.command):
+                # It will be answered as what it is; until then it is read and forgotten.
+                return
+            self._arriving = self._door.ingest.begin(self._received(message, context[1]))
+        await self._arriving.append(parts)
+
+    async def _store(self, message: Message, transfer_syntax: str, arrived: float) -> int:
+        ingest = self._door.ingest
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            try:
+                await arriving.append([message.data or b""])
+                return await ingest.take(arriving.received, arrived, arriving)
+            finally:
+                await arriving.discard()
+        if message.data is None or not _names_instance(message.command):
+            return _CANNOT_UNDERSTAND
+        return await ingest.take(self._received(message, transfer_syntax), arrived)
+
+
+def _names_instance(command: Command) -> bool:
+    return bool(command.get("AffectedSOPInstanceUID") and command.get("AffectedSOPClassUID"))

@@ -293,9 +293,16 @@ class StorageSCP:
     async def _connection(self, sock: socket.socket, peer: ServedPeer) -> None:
         """One connection, from accepted to gone. What goes wrong in it stays in it."""
         deadline = time.monotonic() + self._artim_timeout
-        if self._engine == "native":
-            await self._serve(self._door, sock, peer, deadline, self._ssl)
-            return
+        try:
+            if self._engine == "native":
+                await self._serve(self._door, sock, peer, deadline, self._ssl)
+            else:
+                await self._bridge(sock, peer, deadline)
+        except Exception as error:
+            logger.error("serving a connection from %s failed: %s", peer.address, type(error).__name__)
+            logger.debug("traceback", exc_info=True)
+
+    async def _bridge(self, sock: socket.socket, peer: ServedPeer, deadline: float) -> None:
         try:
             if self._ssl is not None:
                 sock = await self._secure(sock, self._ssl, peer)
@@ -312,11 +319,7 @@ class StorageSCP:
             # A load balancer that looks whether we are there: cheap, and nothing to report.
             sock.close()
             return
-        try:
-            await self._serve(self._door, sock, peer, deadline)
-        except Exception as error:
-            logger.error("serving a connection from %s failed: %s", peer.address, type(error).__name__)
-            logger.debug("traceback", exc_info=True)
+        await self._serve(self._door, sock, peer, deadline)
 
     async def _secure(self, sock: socket.socket, context: ssl.SSLContext, peer: ServedPeer) -> ssl.SSLSocket:
         self._half_open += 1

@@ -14,6 +14,11 @@ from typing import Any, Literal
 from asyncdicom.errors import ProtocolError
 from asyncdicom.upper_layer.pdu import PDV
 
+# Up to so many bytes of a dataset the fragments are kept as they came, and joined once; a larger one grows as it comes.
+_JOINED_ONCE = 4 << 20
+# A fragment is kept as a view of what was read with it when it is at least this part of that; smaller ones are copied.
+_SHARE = 4
+
 # Command sets are a few hundred bytes; the largest legal one lists attributes by the thousand (N-GET).
 MAX_COMMAND_LENGTH = 65_536
 NO_DATASET = 0x0101
@@ -318,12 +323,12 @@ class MessageReader:
 
     Messages do not interleave (PS3.7 section 6.3.1): there is one under way at most. A dataset in one fragment is handed out as
     a view, without a copy; one in several is copied once. To stream a large one, look at :attr:`command` and
-    :attr:`held` after each fragment and :meth:`take` what came.
+    :attr:`held` after each fragment and :meth:`take` the fragments that came.
 
     :param max_size: the largest dataset that is taken, in bytes; parts that were taken away count
     """
 
-    __slots__ = ("_command_bytes", "_data", "command", "context_id", "max_size", "size")
+    __slots__ = ("_command_bytes", "_parts", "command", "context_id", "held", "max_size", "size")
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
@@ -333,23 +338,21 @@ class MessageReader:
         self.context_id = 0
         #: Bytes of the dataset under way that have arrived, taken ones included.
         self.size = 0
+        #: Bytes of the dataset under way that are held here.
+        self.held = 0
         self._command_bytes = bytearray()
-        self._data = bytearray()
+        self._parts: list[bytearray | memoryview] = []
 
     @property
     def inside_message(self) -> bool:
         """Whether the peer is in the middle of a message."""
         return self.context_id != 0
 
-    @property
-    def held(self) -> int:
-        """Bytes of the dataset under way that are held here."""
-        return len(self._data)
-
-    def take(self) -> bytearray:
+    def take(self) -> list[bytearray | memoryview]:
         """Take away what is held of the dataset under way; :attr:`Message.data` will be what came after it."""
-        data, self._data = self._data, bytearray()
-        return data
+        parts, self._parts = self._parts, []
+        self.held = 0
+        return parts
 
     def receive(self, pdv: PDV) -> Message | None:
         """Add a fragment.
@@ -390,15 +393,26 @@ class MessageReader:
         self.size += len(data)
         if self.size > self.max_size:
             raise ProtocolError(f"the dataset of {command.name} is larger than {self.max_size} bytes")
-        if pdv.is_last and self.size == len(data) and 2 * len(data) >= memoryview(data.obj).nbytes:
-            # The whole dataset in one fragment. A view keeps alive all that was read with it, so it must be most of that.
-            return self._complete(command, data)
-        self._data += data
+        self._keep(data)
         if not pdv.is_last:
             return None
-        return self._complete(command, self.take())
+        parts = self.take()
+        return self._complete(command, parts[0] if len(parts) == 1 else b"".join(parts))
 
-    def _complete(self, command: Command, data: bytearray | memoryview | None) -> Message:
+    def _keep(self, data: memoryview) -> None:
+        self.held += len(data)
+        parts = self._parts
+        if self.held <= _JOINED_ONCE and _SHARE * len(data) >= memoryview(data.obj).nbytes:
+            # A view keeps alive all that was read with it, so it must be a good part of that.
+            parts.append(data)
+        elif parts and isinstance(parts[-1], bytearray):
+            parts[-1] += data
+        elif self.held > _JOINED_ONCE:
+            self._parts = [bytearray().join([*parts, data])]
+        else:
+            parts.append(bytearray(data))
+
+    def _complete(self, command: Command, data: bytes | bytearray | memoryview | None) -> Message:
         message = Message(self.context_id, command, data)
         self.command = None
         self.context_id = 0

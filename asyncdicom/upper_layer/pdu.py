@@ -106,22 +106,32 @@ class PDV(NamedTuple):
         return f"<PDV {'last ' if self.is_last else ''}{kind} of {len(self.data)} bytes, context {self.context_id}>"
 
 
+_NOTHING = memoryview(b"")
+
+
 class PDUReader:
     """Cuts a stream of bytes into PDUs.
 
     ``bytes`` are taken without a copy and PDUs that lie whole within them come out as views; only a PDU that spans two
     calls of :meth:`feed` is put together, and it grows by what arrives, never by what its header announces.
 
+    Ask either for whole PDUs, :meth:`next_pdu`, or with :meth:`next_item` for fragments as they arrive, which copies nothing.
+
     :param max_data_length: the maximum length that we announced for a P-DATA-TF, in bytes (PS3.8 D.1)
     """
 
-    __slots__ = ("_at", "_partial", "_view", "max_data_length")
+    __slots__ = ("_at", "_context_id", "_control", "_partial", "_pdu_left", "_pdv_left", "_view", "max_data_length")
 
     def __init__(self, max_data_length: int) -> None:
         self.max_data_length = max_data_length
-        self._view = memoryview(b"")
+        self._view = _NOTHING
         self._at = 0
         self._partial = bytearray()
+        # Of the P-DATA-TF whose fragments are being given out: bytes to come, and those of the fragment under way.
+        self._pdu_left = 0
+        self._pdv_left = 0
+        self._context_id = 0
+        self._control = 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes as they came from the peer.
@@ -160,6 +170,59 @@ class PDUReader:
         self._keep(view, at, available)
         return None
 
+    def next_item(self) -> PDU | PDV | None:
+        """Return what is next: of a P-DATA-TF its fragments, else the whole PDU; None when more bytes are needed.
+
+        A fragment of which only a part is here comes in parts; all but the last say that they are not the last. Where a
+        message is cut into fragments means nothing (PS3.8 Annex E), so whoever puts it together need not know.
+
+        :raises ProtocolError: when the header has an unknown type or a length beyond the cap of its type, or a fragment does
+            not fit
+        """
+        while True:
+            view, at = self._view, self._at
+            available = len(view) - at
+            if not available:
+                # Let the chunk go: its last views may be gone already.
+                self._view, self._at = _NOTHING, 0
+                return None
+            if self._pdv_left:
+                taken = min(available, self._pdv_left)
+                self._at = at + taken
+                self._pdv_left -= taken
+                self._pdu_left -= taken
+                control = self._control
+                return PDV(self._context_id, bool(control & 1), bool(control & 2) and not self._pdv_left, view[at : at + taken])
+            if self._pdu_left:
+                if self._pdu_left < HEADER_LENGTH:
+                    raise ProtocolError("P-DATA-TF ends inside the header of a presentation data value")
+                if available < HEADER_LENGTH:
+                    self._wait_for_header(view, at)
+                    return None
+                length, self._context_id, self._control = _PDV_HEADER.unpack_from(view, at)
+                self._at = at + HEADER_LENGTH
+                self._pdu_left -= HEADER_LENGTH
+                _check_fragment(length, self._context_id, self._pdu_left + 2)
+                self._pdv_left = length - 2
+                if not self._pdv_left:
+                    return PDV(self._context_id, bool(self._control & 1), bool(self._control & 2), view[:0])
+                continue
+            if self._partial or view[at] != PDUType.DATA_TF:
+                return self.next_pdu()
+            if available < HEADER_LENGTH:
+                self._wait_for_header(view, at)
+                return None
+            _, length = _HEADER.unpack_from(view, at)
+            self._check(PDUType.DATA_TF, length)
+            if not length:
+                raise ProtocolError("P-DATA-TF without a presentation data value")
+            self._at = at + HEADER_LENGTH
+            self._pdu_left = length
+
+    def _wait_for_header(self, view: memoryview, at: int) -> None:
+        # A copy of these few bytes: a view of them would hold all that was read with them.
+        self._view, self._at = memoryview(bytes(view[at:])), 0
+
     def __iter__(self) -> Iterator[PDU]:
         """Yield the whole PDUs that are there."""
         while (pdu := self.next_pdu()) is not None:
@@ -173,7 +236,7 @@ class PDUReader:
     @property
     def inside_pdu(self) -> bool:
         """Whether the peer has sent a part of a PDU and owes the rest; known once :meth:`next_pdu` has answered None."""
-        return bool(self._partial)
+        return bool(self._partial or self._pdu_left or self._at < len(self._view))
 
     def _continue(self, view: memoryview, at: int, available: int) -> PDU | None:
         partial = self._partial
@@ -200,8 +263,7 @@ class PDUReader:
         if available:
             self._partial += view[at : at + available]
         # Let the chunk go: a view of its last bytes would hold all of it.
-        self._view = memoryview(b"")
-        self._at = 0
+        self._view, self._at = _NOTHING, 0
 
     def _check(self, pdu_type: int, length: int) -> None:
         self._check_type(pdu_type)
@@ -233,17 +295,21 @@ def decode_data(body: memoryview) -> Iterator[PDV]:
     if not end:
         raise ProtocolError("P-DATA-TF without a presentation data value")
     while at < end:
-        if end - at < 6:
+        if end - at < HEADER_LENGTH:
             raise ProtocolError("P-DATA-TF ends inside the header of a presentation data value")
         length, context_id, control = _PDV_HEADER.unpack_from(body, at)
         stop = at + 4 + length
-        if length < 2 or stop > end:
-            raise ProtocolError(f"presentation data value of {length} bytes where {end - at - 4} are left")
-        if not context_id & 1:
-            raise ProtocolError(f"presentation context ID {context_id} is even")
+        _check_fragment(length, context_id, end - at - 4)
         # Only the two lowest bits of the control header are defined; the others are not tested (PS3.8 E.2).
         yield PDV(context_id, bool(control & 1), bool(control & 2), body[at + 6 : stop])
         at = stop
+
+
+def _check_fragment(length: int, context_id: int, left: int) -> None:
+    if not 2 <= length <= left:
+        raise ProtocolError(f"presentation data value of {length} bytes where {left} are left")
+    if not context_id & 1:
+        raise ProtocolError(f"presentation context ID {context_id} is even")
 
 
 def decode_reject(body: memoryview) -> AssociationRejected:

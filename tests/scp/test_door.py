@@ -152,7 +152,7 @@ async def test_a_peer_that_stalls_inside_a_message_is_ended(no_leaks: object, en
     async with StorageSCP(accept, port=0, idle_timeout=0.5, engine=engine, observer=seen) as scp:
         async with await Wire.connect("127.0.0.1", scp.port) as wire:
             await wire.associate(STORAGE)
-            await wire.send(struct.pack(">BBL", 4, 0, 60_000) + b"\0" * 100)
+            await wire.send(struct.pack(">BBLLBB", 4, 0, 60_000, 59_996, 1, 3) + b"\0" * 100)
             assert 0.3 < await wire.closed() < 1.5
         await seen.settled()
     assert seen.aborted == {"stalled": 1} or seen.aborted == {"idle": 1}

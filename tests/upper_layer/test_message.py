@@ -273,7 +273,7 @@ def test_a_dataset_can_be_taken_as_it_comes_and_still_counts_towards_the_cap() -
             whole = reader.receive(value)
             if reader.command is not None and reader.held >= 300:
                 assert reader.command.sop_instance_uid == INSTANCE
-                taken += reader.take()
+                taken += b"".join(reader.take())
     assert whole is not None
     assert len(taken) == 900
     assert taken + bytes(whole.data or b"") == bytes(range(250)) * 4

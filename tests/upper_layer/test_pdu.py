@@ -267,3 +267,64 @@ def test_reprs_hold_no_content() -> None:
     assert repr(PDU(4, memoryview(b"DOE^JANE"))) == "<P-DATA-TF of 8 bytes>"
     assert repr(value) == "<PDV last command of 8 bytes, context 1>"
     assert "4096" in repr(PDUReader(4096))
+
+
+# -- fragments as they arrive -----------------------------------------------------------------------------------------
+
+
+def items_of(stream: bytes, sizes: list[int], max_length: int = 65_536) -> list[tuple[object, ...]]:
+    """What next_item gives for a stream that comes in pieces, the parts of a fragment put together again."""
+    reader = PDUReader(max_length)
+    items: list[tuple[object, ...]] = []
+    whole = bytearray()
+    at = turn = 0
+    while at < len(stream):
+        size = sizes[turn % len(sizes)]
+        reader.feed(stream[at : at + size])
+        at, turn = at + size, turn + 1
+        while (found := reader.next_item()) is not None:
+            if isinstance(found, PDU):
+                items.append((found.type, bytes(found.body)))
+                continue
+            whole += found.data
+            if found.is_last:
+                items.append((found.context_id, found.is_command, bytes(whole)))
+                whole.clear()
+    assert not reader.inside_pdu
+    return items
+
+
+messages = st.tuples(st.integers(0, 127).map(lambda n: 2 * n + 1), st.binary(max_size=600), st.integers(8, 300))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(messages, max_size=6), st.lists(st.integers(1, 400), min_size=1, max_size=10))
+def test_fragments_come_out_as_they_arrive_and_lose_nothing(sent: list[tuple[int, bytes, int]], sizes: list[int]) -> None:
+    stream, wanted = b"", list[tuple[object, ...]]()
+    for context_id, data, max_length in sent:
+        stream += pdu.encode_release_rq() + pdu.encode_message(context_id, b"command!", data, max_length=max_length)
+        wanted += [(5, bytes(4)), (context_id, True, b"command!"), (context_id, False, data)]
+    assert items_of(stream, sizes) == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_what_is_no_fragment_is_a_protocol_error_however_it_arrives(body: bytes, size: int) -> None:
+    stream = struct.pack(">BBL", 4, 0, len(body)) + body + pdu.encode_release_rq()
+    try:
+        wanted = [(v.context_id, v.is_command, bytes(v.data)) for v in pdu.decode_data(memoryview(body))]
+    except ProtocolError:
+        with pytest.raises(ProtocolError):
+            items_of(stream, [size])
+        return
+    # Fragments that are not the last are put together by items_of; without a last one they do not come out.
+    assert b"".join(bytes(item[2]) for item in items_of(stream, [size])[:-1]) in b"".join(data for _, _, data in wanted)  # type: ignore[arg-type]
+
+
+def test_an_idle_reader_holds_nothing_of_what_it_gave_out() -> None:
+    reader = PDUReader(1 << 20)
+    reader.feed(pdu.encode_message(1, b"command!", bytes(500_000), max_length=0) + b"\x04\0\0")
+    while reader.next_item() is not None:
+        pass
+    assert (reader.pending, reader.inside_pdu) == (3, True)
+    assert reader._view.nbytes == 3
