@@ -165,6 +165,10 @@ class Draft(ABC):
         """Let go of it all. Harmless when it is gone already."""
 
 
+# A dataset to be kept: in the parts that it came in, or written already.
+Content = Sequence[Buffer] | Draft
+
+
 class Objects(Protocol):
     """A place for bytes. Every method blocks and is called on threads of the archive's own.
 
@@ -182,13 +186,18 @@ class Objects(Protocol):
     def close(self) -> None:
         """Give everything back."""
 
+    @property
+    def is_memory(self) -> bool:
+        """Whether no device stands behind it, so that nothing here waits for one."""
+        ...
+
     def exists(self, path: str) -> bool:
         """Whether something has this name."""
 
     def holder(self, path: str) -> Holder | None:
         """What holds this name; None when nothing does."""
 
-    def matches(self, path: str, holder: Holder, data: Buffer | Draft) -> bool:
+    def matches(self, path: str, holder: Holder, data: Content) -> bool:
         """Whether the dataset under this name has exactly these bytes."""
 
     def digest(self, path: str, holder: Holder) -> str:
@@ -203,14 +212,14 @@ class Objects(Protocol):
         :param hashed: whether its SHA-256 will be asked for
         """
 
-    def create(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps) -> None:
+    def create(self, path: str, header: bytes, data: Content, steps: Steps) -> None:
         """Keep an object under a name that must be free.
 
         :param data: the dataset; a draft is used up, unless the name is taken
         :raises FileExistsError: when it is
         """
 
-    def replace(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps, *, undoable: bool) -> None:
+    def replace(self, path: str, header: bytes, data: Content, steps: Steps, *, undoable: bool) -> None:
         """Keep an object under a name that is taken, atomically.
 
         :param data: the dataset; a draft is used up

@@ -15,10 +15,10 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from asyncdicom.archive.contract import Buffer, Draft, Durability, Holder, Steps
+from asyncdicom.archive.contract import Buffer, Content, Draft, Durability, Holder, Steps
 from asyncdicom.archive.draft import FileDraft
 from asyncdicom.archive.folders import Folders
 from asyncdicom.archive.keys import scan
@@ -58,6 +58,7 @@ class Directory:
         self._space = Space(lambda: self._root, min_free)
         self._wanted_unnamed = unnamed
         self._unnamed = bool(unnamed)
+        self._is_memory = False
         # Without links a free name cannot be taken atomically; one process has the archive, so a lock of ours will do.
         self._naming = threading.Lock()
         self._numbers = itertools.count()
@@ -73,6 +74,7 @@ class Directory:
         try:
             self._sweep()
             self._unnamed = self._try_unnamed() if self._wanted_unnamed is None else self._wanted_unnamed
+            self._is_memory = _is_memory(self._root)
         except BaseException:
             self.close()
             raise
@@ -108,6 +110,10 @@ class Directory:
             self._folders.tidy(_INCOMING)
         return True
 
+    @property
+    def is_memory(self) -> bool:
+        return self._is_memory
+
     # Reading
 
     def exists(self, path: str) -> bool:
@@ -135,20 +141,18 @@ class Directory:
         except FileNotFoundError:
             return None
 
-    def matches(self, path: str, holder: Holder, data: Buffer | Draft) -> bool:
+    def matches(self, path: str, holder: Holder, data: Content) -> bool:
         content = _ours(data)
-        size = content.size if isinstance(content, FileDraft) else len(content)
+        size = content.size if isinstance(content, FileDraft) else sum(len(part) for part in content)
         if holder.size != size:
             return False
         with self._reading(path) as descriptor:
             at = 0
-            while at < size:
-                chunk = os.pread(descriptor, _CHUNK, holder.offset + at)
-                end = at + len(chunk)
-                same = content.read(len(chunk), at) if isinstance(content, FileDraft) else memoryview(content)[at:end]
-                if not chunk or chunk != same:
+            for part in content.chunks(_CHUNK) if isinstance(content, FileDraft) else _pieces(content):
+                there = os.pread(descriptor, len(part), holder.offset + at)
+                if there != part:
                     return False
-                at = end
+                at += len(part)
         return True
 
     def head(self, path: str, holder: Holder, size: int) -> bytes:
@@ -171,7 +175,7 @@ class Directory:
         descriptor, part = self._open_new("")
         return FileDraft(descriptor, part, self._root, header, hashed=hashed)
 
-    def create(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps) -> None:
+    def create(self, path: str, header: bytes, data: Content, steps: Steps) -> None:
         folder = path.rpartition("/")[0]
         made: list[str] = []
         try:
@@ -188,7 +192,7 @@ class Directory:
             self._folders.unmake(made)
             raise
 
-    def _create(self, path: str, folder: str, header: bytes, data: Buffer | Draft, steps: Steps) -> None:
+    def _create(self, path: str, folder: str, header: bytes, data: Content, steps: Steps) -> None:
         draft, started = self._written(folder, header, data, steps)
         is_named = False
         try:
@@ -211,7 +215,7 @@ class Directory:
             raise
 
     def _written(
-        self, folder: str, header: bytes, data: Buffer | Draft, steps: Steps, *, unnamed: bool = True
+        self, folder: str, header: bytes, data: Content, steps: Steps, *, unnamed: bool = True
     ) -> tuple[FileDraft, float]:
         """The bytes in a file that nobody sees, synced as far as was asked for; and when that was."""
         started = time.perf_counter()
@@ -223,7 +227,7 @@ class Directory:
             draft = FileDraft(descriptor, part, self._root, header)
         try:
             if not isinstance(content, FileDraft):
-                draft.append([content])
+                draft.append(content)
                 started = _note(steps, "write", started)
             if self._sync_files:
                 draft.sync()
@@ -275,7 +279,7 @@ class Directory:
             return True
         return False
 
-    def replace(self, path: str, header: bytes, data: Buffer | Draft, steps: Steps, *, undoable: bool) -> None:
+    def replace(self, path: str, header: bytes, data: Content, steps: Steps, *, undoable: bool) -> None:
         folder = path.rpartition("/")[0]
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -287,7 +291,7 @@ class Directory:
                 if not attempts_left:
                     raise
 
-    def _replace(self, path: str, folder: str, header: bytes, data: Buffer | Draft, steps: Steps, undoable: bool) -> None:
+    def _replace(self, path: str, folder: str, header: bytes, data: Content, steps: Steps, undoable: bool) -> None:
         draft, started = self._written(folder, header, data, steps, unnamed=False)
         aside = replaced = False
         try:
@@ -403,7 +407,26 @@ class Directory:
         return f"<Directory {str(self._folders.root)!r}: {how}>"
 
 
-def _ours(data: Buffer | Draft) -> Buffer | FileDraft:
+def _is_memory(descriptor: int) -> bool:
+    """Whether a folder lies on a file system in memory (proc_pid_mountinfo(5))."""
+    device = os.fstat(descriptor).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            mount, _, kind = line.partition(" - ")
+            if mount.split()[2] == name:
+                return kind.split()[0] in ("tmpfs", "ramfs")
+    return False
+
+
+def _pieces(parts: Sequence[Buffer]) -> Iterator[bytes]:
+    # Copied, because bytes are compared at once and views one byte after the other.
+    for part in parts:
+        for at in range(0, len(part), _CHUNK):
+            yield bytes(part[at : at + _CHUNK])
+
+
+def _ours(data: Content) -> Sequence[Buffer] | FileDraft:
     if isinstance(data, Draft) and not isinstance(data, FileDraft):
         raise TypeError("a draft that was begun elsewhere")
     return data

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from asyncdicom.archive.contract import Buffer, Draft
 
@@ -64,6 +64,11 @@ class FileDraft(Draft):
     def read(self, size: int, at: int) -> bytes:
         """Read some of the dataset that was written."""
         return os.pread(self.descriptor, size, self.offset + at)
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Read all of the dataset that was written."""
+        for at in range(0, self.size, size):
+            yield self.read(min(size, self.size - at), at)
 
     @property
     def sha256(self) -> str:

@@ -75,15 +75,17 @@ class Keys:
     modality: str = ""
 
 
-class _Truncated(DatasetError):
+class Truncated(DatasetError):
     """The bytes end before the elements do."""
 
 
-def read_keys(data: Buffer, transfer_syntax_uid: str) -> Keys:
+def read_keys(data: Buffer, transfer_syntax_uid: str, *, is_whole: bool = True) -> Keys:
     """Read the keys of a dataset that came without File Meta Information.
 
     :param data: the dataset as it is encoded; not copied
-    :raises DatasetError: when it cannot be parsed up to group 0020, or has no SOP Instance UID
+    :param is_whole: whether this is all of it, and not its beginning
+    :raises Truncated: when the bytes end before group 0020 does
+    :raises DatasetError: when it cannot be parsed up to there, or has no SOP Instance UID
     """
     if transfer_syntax_uid in DEFLATED:
         values = _scan_deflated(memoryview(data))
@@ -92,6 +94,7 @@ def read_keys(data: Buffer, transfer_syntax_uid: str) -> Keys:
             memoryview(data),
             explicit=transfer_syntax_uid != uid.IMPLICIT_VR_LITTLE_ENDIAN,
             little_endian=transfer_syntax_uid != uid.EXPLICIT_VR_BIG_ENDIAN,
+            is_whole=is_whole,
         )
     sop_instance_uid = _ascii(values.get(_SOP_INSTANCE_UID, b""))
     if not sop_instance_uid:
@@ -114,12 +117,14 @@ def scan(
     little_endian: bool,
     wanted: frozenset[int] = _WANTED,
     last: int = _SERIES_INSTANCE_UID,
+    is_whole: bool = True,
 ) -> dict[int, bytes]:
     """Walk over the elements of a dataset (PS3.5 section 7.1) and return the values of some.
 
     :param explicit: whether the transfer syntax says explicit VR; the first element decides when it says otherwise
     :param wanted: the tags whose values to return; values are cut at 1 KiB
     :param last: the walk stops at the first tag above this one
+    :param is_whole: whether the end of the bytes is that of the dataset, so that the walk may stop there
     :raises DatasetError: when the bytes end inside an element, or there are too many elements
     """
     end = len(data)
@@ -135,6 +140,8 @@ def scan(
     try:
         for _ in range(_MAX_ELEMENTS):
             if at == end:
+                if not is_whole:
+                    raise Truncated("the dataset ends before its Series Instance UID")
                 return values
             vr = b""
             if explicit:
@@ -172,12 +179,12 @@ def scan(
                     header, implicit_header = _EXPLICIT[True], _IMPLICIT[True]
                 continue
             if at + length > end:
-                raise _Truncated("the dataset ends inside an element")
+                raise Truncated("the dataset ends inside an element")
             if tag in wanted and not inside:
                 values[tag] = bytes(data[at : at + min(length, _MAX_VALUE)])
             at += length
     except struct.error:
-        raise _Truncated("the dataset ends inside the header of an element") from None
+        raise Truncated("the dataset ends inside the header of an element") from None
     raise DatasetError(f"the dataset has more than {_MAX_ELEMENTS} elements before its Series Instance UID")
 
 
@@ -189,7 +196,7 @@ def _scan_deflated(data: memoryview) -> dict[int, bytes]:
     inflated = _inflate(data, _INFLATE_FIRST)
     try:
         return scan(memoryview(inflated), explicit=True, little_endian=True)
-    except _Truncated:
+    except Truncated:
         if len(inflated) < _INFLATE_FIRST:
             raise
     # Something long comes before the keys: once more with all that is allowed.

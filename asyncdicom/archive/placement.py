@@ -6,6 +6,7 @@ the file system decides, which gives a name away only once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import struct
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 from asyncdicom.archive.contract import (
     Buffer,
+    Content,
     Draft,
     DuplicateOutcome,
     Duplicates,
@@ -25,7 +27,7 @@ from asyncdicom.archive.contract import (
     RowReader,
     Steps,
 )
-from asyncdicom.archive.keys import Keys, read_keys, storable
+from asyncdicom.archive.keys import DEFLATED, Keys, Truncated, read_keys, storable
 from asyncdicom.archive.layout import Layout, beside
 from asyncdicom.association.received import Received
 from asyncdicom.errors import ArchiveError, DatasetError
@@ -67,7 +69,7 @@ class _Offer:
     """An instance that asks for a place."""
 
     received: Received
-    data: Buffer | Draft
+    data: Content
     size: int
     header: bytes
     keys: Keys
@@ -119,13 +121,13 @@ class Placement:
         """
         header = _header(received)
         if draft is None:
-            data: Buffer | Draft = received.data
+            data: Content = received.parts
             size = received.size
-            keys = read_keys(received.data, received.transfer_syntax_uid)
-            sha256 = hashlib.sha256(received.data, usedforsecurity=False).hexdigest() if self._hashes else ""
+            keys = _keys_of(received)
+            sha256 = _digest(received.parts) if self._hashes else ""
         else:
             data, size, sha256 = draft, draft.size, draft.sha256
-            keys = read_keys(draft.read(_HEAD, 0), received.transfer_syntax_uid)
+            keys = read_keys(draft.read(_HEAD, 0), received.transfer_syntax_uid, is_whole=size <= _HEAD)
         offer = _Offer(received, data, size, header, keys, self._layout.path(received, keys), sha256, [])
         # Asking for the name first makes an instance that comes again cheap: it is not written to be refused.
         if not contested and not self._objects.exists(offer.path):
@@ -213,7 +215,8 @@ class Placement:
         return Placed(path, None, self._entry_of_file(path, holder), supersedes, adopted=True)
 
     def _entry_of_file(self, path: str, holder: Holder) -> Entry:
-        keys = read_keys(self._objects.head(path, holder, _HEAD), holder.transfer_syntax_uid)
+        head = self._objects.head(path, holder, _HEAD)
+        keys = read_keys(head, holder.transfer_syntax_uid, is_whole=holder.size <= _HEAD)
         return Entry(
             holder.sop_instance_uid,
             holder.sop_class_uid,
@@ -322,6 +325,22 @@ class Placement:
 
 def _is_of(holder: Holder, offer: _Offer) -> bool:
     return holder.sop_instance_uid == offer.received.sop_instance_uid.strip("\0 ")
+
+
+def _keys_of(received: Received) -> Keys:
+    """The keys of an instance: they lie in its first part, as good as always."""
+    syntax = received.transfer_syntax_uid
+    if len(received.parts) > 1 and syntax not in DEFLATED:
+        with contextlib.suppress(Truncated):
+            return read_keys(received.parts[0], syntax, is_whole=False)
+    return read_keys(received.data, syntax)
+
+
+def _digest(parts: Sequence[Buffer]) -> str:
+    digest = hashlib.sha256(usedforsecurity=False)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _header(received: Received) -> bytes:

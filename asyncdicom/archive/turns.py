@@ -17,6 +17,10 @@ class Turns:
         """Return an async context manager that is entered by one task at a time for each key, in order of asking."""
         return _Turn(self._waiting, key)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether somebody has the turn of a key."""
+        return key in self._waiting
+
     def __len__(self) -> int:
         return len(self._waiting)
 

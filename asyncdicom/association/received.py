@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -35,50 +36,85 @@ def file_header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: 
     Written by hand because every stored instance passes here: building it with pydicom costs more than the rest of a small
     store. The tests hold it against pydicom's reader.
     """
-    body = (
-        _OB_VERSION
-        + _short(0x0002, b"UI", sop_class_uid.encode("ascii"), b"\0")
-        + _short(0x0003, b"UI", sop_instance_uid.encode("ascii"), b"\0")
-        + _short(0x0010, b"UI", transfer_syntax_uid.encode("ascii"), b"\0")
+    first, last = _around_instance(sop_class_uid, transfer_syntax_uid, source_ae_title)
+    body = first + _short(0x0003, b"UI", sop_instance_uid.encode("ascii"), b"\0") + last
+    return _PREAMBLE + struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, len(body)) + body
+
+
+@functools.lru_cache(maxsize=256)
+def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, source_ae_title: str) -> tuple[bytes, bytes]:
+    # What comes before and after the SOP Instance UID is the same for a whole series.
+    first = _OB_VERSION + _short(0x0002, b"UI", sop_class_uid.encode("ascii"), b"\0")
+    last = (
+        _short(0x0010, b"UI", transfer_syntax_uid.encode("ascii"), b"\0")
         + _short(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode("ascii"), b"\0")
         + _short(0x0013, b"SH", IMPLEMENTATION_VERSION.encode("ascii"), b" ")
     )
     if source_ae_title.strip():
         # What a peer calls itself need not be conformant; the file must be.
         title = source_ae_title.strip().encode("ascii", "replace")[:16].replace(b"\\", b"?")
-        body += _short(0x0016, b"AE", bytes(c if 0x20 <= c < 0x7F else 0x3F for c in title), b" ")
-    return _PREAMBLE + struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, len(body)) + body
+        last += _short(0x0016, b"AE", bytes(c if 0x20 <= c < 0x7F else 0x3F for c in title), b" ")
+    return first, last
 
 
-@dataclass(eq=False)
+Buffer = bytes | bytearray | memoryview
+
+
 class Received:
     """An instance from a C-STORE request, never decoded on its way here.
 
-    :ivar data: the dataset exactly as it was encoded by the sender, without File Meta Information
+    :param data: the dataset exactly as it was encoded by the sender, without File Meta Information; in parts, as they came
+    :ivar parts: the same
     :ivar sop_class_uid: Affected SOP Class UID of the request
     :ivar sop_instance_uid: Affected SOP Instance UID of the request
     :ivar transfer_syntax_uid: what was agreed for its presentation context
     :ivar calling_ae_title: the sender as it called itself, without padding
+    :ivar called_ae_title: as it called us
     :ivar peer_address: its address
     :ivar move_originator_ae_title: who asked for it by C-MOVE, if anybody
+    :ivar move_originator_message_id: the Message ID of that C-MOVE
     :ivar path: where it lies, once it is archived
     """
 
-    data: bytes | bytearray | memoryview = field(repr=False)
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    calling_ae_title: str = ""
-    called_ae_title: str = ""
-    peer_address: str = ""
-    move_originator_ae_title: str | None = None
-    move_originator_message_id: int | None = None
-    path: Path | None = None
+    def __init__(
+        self,
+        data: Buffer | Sequence[Buffer],
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        calling_ae_title: str = "",
+        called_ae_title: str = "",
+        peer_address: str = "",
+        move_originator_ae_title: str | None = None,
+        move_originator_message_id: int | None = None,
+    ) -> None:
+        self.parts: Sequence[Buffer] = (data,) if isinstance(data, Buffer) else data
+        self.sop_class_uid = sop_class_uid
+        self.sop_instance_uid = sop_instance_uid
+        self.transfer_syntax_uid = transfer_syntax_uid
+        self.calling_ae_title = calling_ae_title
+        self.called_ae_title = called_ae_title
+        self.peer_address = peer_address
+        self.move_originator_ae_title = move_originator_ae_title
+        self.move_originator_message_id = move_originator_message_id
+        self.path: Path | None = None
+
+    @property
+    def data(self) -> Buffer:
+        """The dataset exactly as it was encoded by the sender, without File Meta Information."""
+        if len(self.parts) != 1:
+            # Joined when somebody wants it so; an archive does not.
+            self.parts = (b"".join(self.parts),)
+        return self.parts[0]
 
     @property
     def size(self) -> int:
         """Bytes of the dataset."""
-        return len(self.data)
+        return sum(len(part) for part in self.parts)
+
+    def __repr__(self) -> str:
+        # UIDs name an instance, not a patient; what else there is may.
+        return f"<Received {self.sop_instance_uid} of {self.size} bytes>"
 
     @cached_property
     def header(self) -> bytes:

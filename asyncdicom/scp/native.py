@@ -41,6 +41,9 @@ _GOODBYE = 2.0
 # A dataset of more bytes is written as it arrives, where it can be, and in parts of about so many.
 _STREAMED = 1 << 20
 _PART = 128 << 10
+# As much as one read may bring, in bytes: what is read ahead of its turn is no more, and less than 128 KiB costs no mapping
+# of memory for each read.
+_READ = 120 << 10
 # What a fragment costs besides its bytes.
 _OVERHEAD = 64
 # An alarm that rings this many seconds late is in time.
@@ -103,7 +106,7 @@ class ServedAssociation(asyncio.Protocol):
         self._peer = peer
         self._loop = asyncio.get_running_loop()
         self._frames = PDUReader(door.max_pdu)
-        self._messages = MessageReader(door.max_object_size)
+        self._messages = MessageReader(door.max_object_size, joins=False)
         # What waits for its turn: whole messages, and parts of datasets too large to be held.
         self._inbox: deque[_Waiting] = deque()
         # Bytes that are charged to the budget and not yet handed on, and those that came since it was last told.
@@ -137,6 +140,8 @@ class ServedAssociation(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ
         self._socket = transport.get_extra_info("socket")
         self._peer.common_name = common_name(transport.get_extra_info("peercert"))
         if self._socket is not None:
@@ -499,7 +504,7 @@ class ServedAssociation(asyncio.Protocol):
     def _received(self, message: Message, transfer_syntax: str) -> Received:
         command, peer = message.command, self._peer
         return Received(
-            data=b"" if message.data is None else message.data,
+            data=message.parts or message.data or b"",
             sop_class_uid=command.sop_class_uid,
             sop_instance_uid=command.sop_instance_uid,
             transfer_syntax_uid=transfer_syntax,
@@ -530,11 +535,11 @@ class ServedAssociation(asyncio.Protocol):
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             try:
-                await arriving.append([message.data or b""])
+                await arriving.append(message.parts or (message.data or b"",))
                 return await ingest.take(arriving.received, arrived, arriving)
             finally:
                 await arriving.discard()
-        if message.data is None or not _names_instance(message.command):
+        if not (message.parts or message.data is not None) or not _names_instance(message.command):
             return _CANNOT_UNDERSTAND
         return await ingest.take(self._received(message, transfer_syntax), arrived)
 

@@ -307,14 +307,18 @@ class Message:
     :ivar context_id: the presentation context that it came on
     :ivar command: its command set
     :ivar data: its dataset as received; None when it has none. What :meth:`MessageReader.take` took is not in it
+    :ivar parts: its dataset in the parts that it came in, in place of `data`, from a reader that does not join them
     """
 
     context_id: int
     command: Command
     data: bytes | bytearray | memoryview | None
+    parts: tuple[bytearray | memoryview, ...] = ()
 
     def __repr__(self) -> str:
         size = "no dataset" if self.data is None else f"dataset of {len(self.data)} bytes"
+        if self.parts:
+            size = f"dataset of {sum(len(part) for part in self.parts)} bytes"
         return f"<Message {self.command!r}, {size}, context {self.context_id}>"
 
 
@@ -326,12 +330,14 @@ class MessageReader:
     :attr:`held` after each fragment and :meth:`take` the fragments that came.
 
     :param max_size: the largest dataset that is taken, in bytes; parts that were taken away count
+    :param joins: whether a dataset in several parts is joined
     """
 
-    __slots__ = ("_command_bytes", "_parts", "command", "context_id", "held", "max_size", "size")
+    __slots__ = ("_command_bytes", "_joins", "_parts", "command", "context_id", "held", "max_size", "size")
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, *, joins: bool = True) -> None:
         self.max_size = max_size
+        self._joins = joins
         #: The command set of the message under way, once it is whole; its dataset is still to come.
         self.command: Command | None = None
         #: The presentation context of the message under way; 0 between messages.
@@ -397,7 +403,9 @@ class MessageReader:
         if not pdv.is_last:
             return None
         parts = self.take()
-        return self._complete(command, parts[0] if len(parts) == 1 else b"".join(parts))
+        if len(parts) == 1:
+            return self._complete(command, parts[0])
+        return self._complete(command, b"".join(parts)) if self._joins else self._complete(command, None, tuple(parts))
 
     def _keep(self, data: memoryview) -> None:
         self.held += len(data)
@@ -412,8 +420,13 @@ class MessageReader:
         else:
             parts.append(bytearray(data))
 
-    def _complete(self, command: Command, data: bytes | bytearray | memoryview | None) -> Message:
-        message = Message(self.context_id, command, data)
+    def _complete(
+        self,
+        command: Command,
+        data: bytes | bytearray | memoryview | None,
+        parts: tuple[bytearray | memoryview, ...] = (),
+    ) -> Message:
+        message = Message(self.context_id, command, data, parts)
         self.command = None
         self.context_id = 0
         self.size = 0

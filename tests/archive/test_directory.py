@@ -35,13 +35,13 @@ def _directory(root: Path, **settings: object) -> Directory:
 def test_an_object_is_written_whole_or_refused_by_its_name(tmp_path: Path, data: bytes, unnamed: bool) -> None:
     directory = _directory(tmp_path, unnamed=unnamed)
     try:
-        directory.create("a/b/c.dcm", b"head", data, [])
+        directory.create("a/b/c.dcm", b"head", [data], [])
         with pytest.raises(FileExistsError):
-            directory.create("a/b/c.dcm", b"head", b"other", [])
-        directory.replace("a/b/c.dcm", b"head", data * 2, [], undoable=True)
+            directory.create("a/b/c.dcm", b"head", [b"other"], [])
+        directory.replace("a/b/c.dcm", b"head", [data * 2], [], undoable=True)
         directory.restore("a/b/c.dcm")
         assert everything_in(tmp_path) == {"a/b/c.dcm": b"head" + data}
-        directory.replace("a/b/c.dcm", b"head", data * 2, [], undoable=True)
+        directory.replace("a/b/c.dcm", b"head", [data * 2], [], undoable=True)
         directory.forget("a/b/c.dcm")
         assert everything_in(tmp_path) == {"a/b/c.dcm": b"head" + data * 2}
         directory.remove("a/b/c.dcm")
@@ -62,7 +62,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "writev", short_write)
     directory = _directory(tmp_path)
     try:
-        directory.create("a.dcm", b"head", b"and the data", [])
+        directory.create("a.dcm", b"head", [b"and ", b"", b"the data"], [])
     finally:
         directory.close()
     assert everything_in(tmp_path) == {"a.dcm": b"headand the data"}
@@ -71,7 +71,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_nothing_but_the_objects_is_there_at_any_time_in_between(tmp_path: Path, unnamed: bool) -> None:
     directory = _directory(tmp_path, unnamed=unnamed)
     try:
-        directory.create("a/1.dcm", b"head", b"data", [])
+        directory.create("a/1.dcm", b"head", [b"data"], [])
         assert set(everything_in(tmp_path)) == {"a/1.dcm"}
     finally:
         directory.close()
@@ -81,7 +81,7 @@ def test_nothing_but_the_objects_is_there_at_any_time_in_between(tmp_path: Path,
 def test_files_and_folders_are_not_for_everybody(tmp_path: Path, unnamed: bool) -> None:
     directory = _directory(tmp_path / "archive", unnamed=unnamed)
     try:
-        directory.create("a/1.dcm", b"head", b"data", [])
+        directory.create("a/1.dcm", b"head", [b"data"], [])
     finally:
         directory.close()
     for path in (tmp_path / "archive", tmp_path / "archive" / "a", tmp_path / "archive" / "a" / "1.dcm"):

@@ -48,7 +48,7 @@ async def test_the_file_holds_the_bytes_as_received_after_file_meta_information(
 async def test_any_buffer_can_be_stored(tmp_path: Path, kind: type) -> None:
     instance = one()
     expected = instance.encoded
-    instance.data = kind(bytes(instance.data))
+    instance.parts = (kind(bytes(instance.data)),)
     async with Archive(tmp_path / "archive", index=f"sqlite:{tmp_path}/index.db") as archive:
         stored = await archive.store(instance)
         again = await archive.store(instance)
@@ -127,7 +127,7 @@ async def test_a_cancelled_store_ends_one_way_or_the_other(tmp_path: Path, index
             with anyio.move_on_after(number * 0.0002):
                 await archive.store(instance)
             # The buffer is the caller's again: what becomes of it must not reach the disk.
-            instance.data = bytes(len(instance.data))
+            instance.parts = (bytes(len(instance.data)),)
         stored = await files_in(tmp_path / "archive")
         if archive.index is not None:
             rows = [row for each in instances for row in await archive.index.instances(sop_instance_uid=each.sop_instance_uid)]
