@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-from asyncdicom.archive.contract import OUT_OF_RESOURCES, Buffer, Draft, Stored
+from asyncdicom.archive.contract import OUT_OF_RESOURCES, Draft, Stored
 from asyncdicom.archive.threads import to_its_end
 from asyncdicom.association.received import Received
+from asyncdicom.elements import Buffer
 
 # Runs what blocks on a thread of the archive's; what goes wrong there comes back as the answer for the sender.
 Run = Callable[[Callable[[], None]], Coroutine[None, None, Stored | None]]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from asyncdicom.elements import Buffer
 from asyncdicom.outcome import Status
 
 Durability = Literal["full", "file", "none"]
@@ -23,9 +24,6 @@ SUCCESS = Status(0x0000)
 DUPLICATE_SOP_INSTANCE = Status(0x0111)
 OUT_OF_RESOURCES = Status(0xA700)
 CANNOT_UNDERSTAND = Status(0xC000)
-
-# What a buffer of dataset bytes may be.
-Buffer = bytes | bytearray | memoryview
 
 # How long each step of keeping one object took: the step's name as Observer.write_step knows it, and seconds.
 Steps = list[tuple[str, float]]

@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from asyncdicom.archive.contract import Buffer, Content, Draft, Durability, Holder, Steps
+from asyncdicom.archive.contract import Content, Draft, Durability, Holder, Steps
 from asyncdicom.archive.draft import FileDraft
 from asyncdicom.archive.folders import Folders
-from asyncdicom.archive.keys import scan
 from asyncdicom.archive.space import Space
+from asyncdicom.elements import Buffer, scan
 from asyncdicom.errors import ArchiveError, DatasetError
 
 # Inside the root, because a name can be given only within one file system. No layout gives a name with a leading dot.

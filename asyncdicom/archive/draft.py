@@ -8,7 +8,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 
-from asyncdicom.archive.contract import Buffer, Draft
+from asyncdicom.archive.contract import Draft
+from asyncdicom.elements import Buffer
 
 # How many buffers one call of the system takes (IOV_MAX is 1024).
 _AT_ONCE = 512

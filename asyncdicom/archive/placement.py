@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from asyncdicom.archive.contract import (
-    Buffer,
     Content,
     Draft,
     DuplicateOutcome,
@@ -27,9 +26,10 @@ from asyncdicom.archive.contract import (
     RowReader,
     Steps,
 )
-from asyncdicom.archive.keys import DEFLATED, Keys, Truncated, read_keys, storable
+from asyncdicom.archive.keys import Keys, read_keys
 from asyncdicom.archive.layout import Layout, beside
 from asyncdicom.association.received import Received
+from asyncdicom.elements import DEFLATED, Buffer, Truncated, storable
 from asyncdicom.errors import ArchiveError, DatasetError
 
 _log = logging.getLogger(__name__)

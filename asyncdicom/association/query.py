@@ -18,7 +18,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from asyncdicom.association.deflate import deflate, inflate
+from asyncdicom.elements import deflate, inflate
 from asyncdicom.errors import ConfigurationError, DatasetError
 from asyncdicom.outcome import Status
 from asyncdicom.upper_layer import context as uid
@@ -212,7 +212,7 @@ def decode_dataset(encoded: bytes, transfer_syntax: str) -> Dataset:
     :raises DatasetError: when it cannot be decoded, or inflates beyond 8 MiB
     """
     if transfer_syntax == uid.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
-        encoded = inflate(encoded)
+        encoded = bytes(inflate(encoded))
     implicit = transfer_syntax == uid.IMPLICIT_VR_LITTLE_ENDIAN
     little_endian = transfer_syntax != uid.EXPLICIT_VR_BIG_ENDIAN
     try:

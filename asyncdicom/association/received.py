@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
-from asyncdicom.association.deflate import MAX_INFLATED, inflate
+from asyncdicom.elements import MAX_INFLATED, Buffer, inflate
 from asyncdicom.errors import DatasetError
 from asyncdicom.upper_layer import context as uid
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -55,9 +55,6 @@ def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, source_ae_tit
         title = source_ae_title.strip().encode("ascii", "replace")[:16].replace(b"\\", b"?")
         last += _short(0x0016, b"AE", bytes(c if 0x20 <= c < 0x7F else 0x3F for c in title), b" ")
     return first, last
-
-
-Buffer = bytes | bytearray | memoryview
 
 
 class Received:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydicom.datadict import tag_for_keyword
+
 from asyncdicom.association.query import Match, Query
+from asyncdicom.elements import text, walk
 from asyncdicom.errors import DatasetError
+
+_CHARACTER_SET = 0x00080005
 
 
 class Merge:
@@ -15,26 +20,32 @@ class Merge:
     """
 
     def __init__(self, query: Query) -> None:
-        self._key = query.unique_key
-        self._merged: dict[object, Match] = {}
+        self._tag = None if query.unique_key is None else tag_for_keyword(query.unique_key)
+        self._wanted = frozenset({_CHARACTER_SET, self._tag or _CHARACTER_SET})
+        self._merged: dict[str | bytes, Match] = {}
 
     def add(self, match: Match) -> bool:
         """Add a match.
 
         :return: whether it is one that was not known
         """
-        try:
-            value = match.dataset.get(self._key) if self._key is not None else None
-        except DatasetError:
-            value = None
         # What has no unique key, as in a worklist, is the same when every byte is.
-        key: object = str(value) if value else match.encoded
+        key = self._key_of(match) or match.encoded
         known = self._merged.get(key)
         if known is None:
             self._merged[key] = match
             return True
         known.sources = tuple(dict.fromkeys((*known.sources, *match.sources)))
         return False
+
+    def _key_of(self, match: Match) -> str:
+        if self._tag is None:
+            return ""
+        try:
+            values = walk(match.encoded, match.transfer_syntax, self._wanted, last=self._tag)
+        except DatasetError:
+            return ""
+        return text(values.get(self._tag, b""), values.get(_CHARACTER_SET, b""))
 
     def __len__(self) -> int:
         return len(self._merged)
