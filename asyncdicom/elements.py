@@ -1,8 +1,8 @@
 """The elements of an encoded dataset, walked without decoding them (PS3.5 section 7.1).
 
 Every instance that is stored, sent or merged passes here, so the walk is written by hand: it looks at headers alone, copies
-nothing but the values it wants, and stops at the end of them. pydicom's generator does the same at four times the cost, recurses
-into nested sequences, and cannot tell a truncated dataset from a short one. The tests hold it against pydicom.
+nothing but the values it wants, and stops at the end of them. pydicom's generator does the same at four times the cost,
+recurses into nested sequences, and cannot tell a truncated dataset from a short one. The tests hold it against pydicom.
 """
 
 from __future__ import annotations

@@ -285,6 +285,11 @@ class BridgedAssociation(Dialogue):
             pass
         return messages
 
+    @property
+    def waiting(self) -> int:
+        """Messages that are here, and not yet received."""
+        return len(self._messages)
+
     async def receive(self, seconds: float) -> Message:
         """The peer's next message."""
         if not self._messages:

@@ -117,12 +117,28 @@ class Responses(Protocol):
 class Matches(Protocol):
     """Matches as they come. Stopping early is fine: the peer is then stopped by C-CANCEL."""
 
+    @property
+    def waiting(self) -> int:
+        """Answers that are here, and not yet asked for: the next one will come without a wait."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[Match]: ...
 
     async def __anext__(self) -> Match: ...
 
     async def aclose(self) -> None:
         """Stop: C-CANCEL, a grace, then A-ABORT."""
+
+
+class Storing(Protocol):
+    """A C-STORE whose request is sent."""
+
+    async def status(self) -> Status:
+        """Wait for the answer.
+
+        :return: what the peer answered, also when that is a failure
+        """
+        ...
 
 
 class Association(ABC):
@@ -190,7 +206,6 @@ class Association(ABC):
         :param handler: takes each instance and answers its status
         """
 
-    @abstractmethod
     async def store(
         self,
         instance: Instance | Dataset | str | Path,
@@ -201,6 +216,25 @@ class Association(ABC):
         """C-STORE (PS3.7 section 9.1.1); the dataset's bytes are sent as they are.
 
         :return: what the peer answered, also when that is a failure
+        :raises NoPresentationContext: when its SOP class was not accepted in its transfer syntax
+        """
+        storing = await self.begin_store(
+            instance,
+            move_originator_ae_title=move_originator_ae_title,
+            move_originator_message_id=move_originator_message_id,
+        )
+        return await storing.status()
+
+    @abstractmethod
+    async def begin_store(
+        self,
+        instance: Instance | Dataset | str | Path,
+        *,
+        move_originator_ae_title: str | None = None,
+        move_originator_message_id: int | None = None,
+    ) -> Storing:
+        """Send the request of a C-STORE; what remains is to await its answer, and there is time until that is here.
+
         :raises NoPresentationContext: when its SOP class was not accepted in its transfer syntax
         """
 

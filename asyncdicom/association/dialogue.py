@@ -59,6 +59,11 @@ class Dialogue(Association):
         :raises OperationError: when none comes; the association is over then
         """
 
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """Messages that are here, and not yet received."""
+
     @abstractmethod
     async def run_blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run what blocks on a thread."""
@@ -121,14 +126,14 @@ class Dialogue(Association):
             self, query, CommandField.C_GET_RQ, query.get_sop_class, self.modality.timeouts.operation, handler=handler
         )
 
-    async def store(
+    async def begin_store(
         self,
         instance: Instance | Dataset | str | Path,
         *,
         move_originator_ae_title: str | None = None,
         move_originator_message_id: int | None = None,
-    ) -> Status:
-        """C-STORE."""
+    ) -> Storing:
+        """Send the request of a C-STORE."""
         if isinstance(instance, str | Path):
             instance = await self.run_blocking(Instance.read, instance)
         elif isinstance(instance, Dataset):
@@ -144,7 +149,11 @@ class Dialogue(Association):
             MoveOriginatorApplicationEntityTitle=move_originator_ae_title,
             MoveOriginatorMessageID=move_originator_message_id,
         )
-        return Status((await self.ask(context, command, instance)).command.status)
+        phases = self.phases
+        with Stopwatch(phases, "operation"):
+            exchange = Exchange(self, context, command, self.modality.timeouts.operation)
+            await exchange.start(instance)
+        return Storing(exchange, phases)
 
     # -- DIMSE-N ------------------------------------------------------------------------------------------------------
 
@@ -297,6 +306,21 @@ class Exchange:
         await self.dialogue.send(context, dimse.response(message.command, status))
 
 
+class Storing:
+    """A C-STORE whose request is sent."""
+
+    def __init__(self, exchange: Exchange, phases: Phases) -> None:
+        self._exchange = exchange
+        self._phases = phases
+
+    async def status(self) -> Status:
+        """Wait for the answer."""
+        with Stopwatch(self._phases, "operation"):
+            response = await self._exchange.next()
+            self._exchange.finished()
+        return Status(response.command.status)
+
+
 R = TypeVar("R", Match, Response)
 
 
@@ -349,6 +373,11 @@ class Finding(_Answers[Match]):
         super().__init__(dialogue, query, CommandField.C_FIND_RQ, query.find_sop_class, dialogue.modality.timeouts.operation)
         self._limit = limit
         self._count = 0
+
+    @property
+    def waiting(self) -> int:
+        """Answers that are here, and not yet asked for."""
+        return self._dialogue.waiting
 
     async def __anext__(self) -> Match:
         if self._limit is not None and self._count >= self._limit and not self._is_over:

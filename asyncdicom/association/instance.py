@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import errno
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydicom import dcmread
@@ -11,8 +13,15 @@ from pydicom.errors import InvalidDicomError
 from pynetdicom.dsutils import split_dataset
 
 from asyncdicom.association.query import encode_dataset
+from asyncdicom.elements import DEFLATED, scan, walk
 from asyncdicom.errors import DatasetError
 from asyncdicom.upper_layer.context import PresentationContext
+
+_SYNTAX = 0x00020010
+_SOP_CLASS = 0x00080016
+_SOP_INSTANCE = 0x00080018
+# As much of a file as holds its File Meta Information and the first elements, as good as always.
+_HEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Instance:
     :ivar sop_class_uid: SOP Class UID (0008,0016)
     :ivar sop_instance_uid: SOP Instance UID (0008,0018)
     :ivar transfer_syntax_uid: how the dataset is encoded
-    :ivar path: the file, None when it lies in memory
+    :ivar path: the file, None when there is none
     :ivar offset: where the dataset begins in the file, in bytes
     :ivar size: bytes of the dataset
     :ivar data: the dataset, when it lies in memory
@@ -43,6 +52,40 @@ class Instance:
         :raises DatasetError: when the file cannot be read, is no DICOM file, or lacks one of the three UIDs
         """
         path = Path(path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                head = os.read(descriptor, _HEAD)
+                size = os.fstat(descriptor).st_size
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return cls._of_head(path, head, size) or cls._parsed(path)
+
+    @classmethod
+    def _of_head(cls, path: Path, head: bytes, size: int) -> Instance | None:
+        """What the beginning of a file tells; None for any but the most usual kind of file."""
+        if head[128:132] != b"DICM" or head[132:140] != b"\x02\0\0\0UL\x04\0":
+            return None
+        offset = 144 + int.from_bytes(head[140:144], "little")
+        try:
+            view = memoryview(head)
+            meta = scan(view[144:offset], explicit=True, little_endian=True, wanted=frozenset({_SYNTAX}), last=_SYNTAX)
+            transfer_syntax = meta.get(_SYNTAX, b"").decode("ascii").strip("\0 ")
+            if transfer_syntax in DEFLATED or offset >= len(head) or head[offset : offset + 2] == b"\x02\0":
+                return None
+            whole = size <= len(head)
+            uids = walk(view[offset:], transfer_syntax, frozenset({_SOP_CLASS, _SOP_INSTANCE}), is_whole=whole)
+            sop_class, sop_instance = (uids.get(tag, b"").decode("ascii").strip("\0 ") for tag in (_SOP_CLASS, _SOP_INSTANCE))
+        except (DatasetError, UnicodeDecodeError):
+            return None
+        if not (sop_class and sop_instance and transfer_syntax):
+            return None
+        return cls(sop_class, sop_instance, transfer_syntax, path, offset, size - offset)
+
+    @classmethod
+    def _parsed(cls, path: Path) -> Instance:
         try:
             meta, offset = split_dataset(path)
             dataset = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
@@ -76,6 +119,22 @@ class Instance:
             raise DatasetError("a dataset to be sent needs SOPClassUID, SOPInstanceUID and file_meta.TransferSyntaxUID")
         encoded = encode_dataset(dataset, str(transfer_syntax))
         return cls(str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(transfer_syntax), size=len(encoded), data=encoded)
+
+    def loaded(self) -> Instance:
+        """The same with its dataset in memory. Blocks.
+
+        :raises OSError: when the file cannot be read
+        """
+        if self.data is not None or self.path is None:
+            return self
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(descriptor, self.size, self.offset)
+        finally:
+            os.close(descriptor)
+        if len(data) < self.size:
+            raise OSError(errno.EIO, "the file has become shorter")
+        return replace(self, data=data)
 
     @property
     def context(self) -> PresentationContext:

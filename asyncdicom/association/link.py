@@ -212,6 +212,11 @@ class Link(asyncio.Protocol):
             finally:
                 self._waiter = None
 
+    @property
+    def waiting(self) -> int:
+        """Messages that are here."""
+        return len(self._inbox)
+
     def take(self) -> Message | None:
         """The next message, if it is here."""
         if not self._inbox:

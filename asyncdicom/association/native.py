@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # A file up to this size is read in one hop to a thread; a larger one in parts, as the peer takes them.
 _PART = 4 << 20
+# What is in memory and not larger is copied into one write.
+_COPIED = 1 << 20
 # How long the connection may take to go away, in seconds, before it is cut.
 _GOODBYE = 1.0
 
@@ -162,6 +164,8 @@ class NativeAssociation(Dialogue):
     async def send(self, context: AcceptedContext, command: Command, dataset: Dataset_ = None) -> None:
         """Send a message."""
         encoded = dimse.encode_command(command)
+        if isinstance(dataset, Instance) and dataset.data is not None and dataset.size <= _COPIED:
+            dataset = dataset.data
         if isinstance(dataset, Instance):
             parts = self._parts(dataset)
             first = await self._next_part(parts, dataset)
@@ -173,7 +177,7 @@ class NativeAssociation(Dialogue):
 
     def _parts(self, instance: Instance) -> Iterator[tuple[bytes, bool]]:
         """The dataset of an instance in parts, each with whether it is the last; blocks."""
-        if instance.path is None:
+        if instance.data is not None or instance.path is None:
             yield instance.data or b"", True
             return
         # All parts but the last are a whole number of fragments, so that no fragment is cut short by the way we read.
@@ -190,7 +194,7 @@ class NativeAssociation(Dialogue):
 
     async def _next_part(self, parts: Iterator[tuple[bytes, bool]], instance: Instance) -> tuple[bytes, bool]:
         try:
-            if instance.path is None:
+            if instance.data is not None:
                 return next(parts)
             return await self.run_blocking(next, parts)
         except OSError as error:
@@ -219,6 +223,11 @@ class NativeAssociation(Dialogue):
         except OperationTimeout:
             await self.abort()
             raise
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are here, and not yet received."""
+        return self._link.waiting
 
     async def receive(self, seconds: float) -> Message:
         """The peer's next message."""

@@ -63,7 +63,7 @@ def to_primitive(command: Command, dataset: bytes | bytearray | memoryview | Ins
         if keyword not in _IMPLIED:
             setattr(primitive, keyword, list(value) if isinstance(value, tuple) else value)
     place = in_response if command.is_response and command.field != CommandField.C_CANCEL_RQ else in_request
-    if isinstance(dataset, Instance) and dataset.path is not None:
+    if isinstance(dataset, Instance) and dataset.data is None and dataset.path is not None:
         # pynetdicom then reads the file in fragments, as they are sent: an object of any size costs little memory.
         primitive._dataset_path = (dataset.path, dataset.offset)
     elif dataset is not None and place is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -179,10 +180,12 @@ def _look_into(files: Iterator[Path]) -> tuple[list[Instance], list[str]]:
     wrong: list[str] = []
     for path in files:
         try:
-            if path.exists() and not path.is_file():
+            if not stat.S_ISREG(path.stat().st_mode):
                 # Opening a pipe or a device could wait for ever.
                 raise DatasetError(f"{path}: cannot be read: not a regular file")
             read.append(Instance.read(path))
+        except OSError as error:
+            wrong.append(f"{clean(path)}: cannot be read: {error.strerror or clean(error)}: skipped")
         except DatasetError as error:
             wrong.append(f"{clean(error)}: skipped")
         if len(read) + len(wrong) >= _AT_ONCE:

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds before the first retry; each further one waits twice as long, and all of them by chance half to one and a half times.
 _BACKOFF = 0.5
-# Matches that may wait for the caller; beyond it the archives have to wait.
-_MATCHES_WAITING = 256
+# Helpings of matches that may wait for the caller; beyond it the archives have to wait.
+_WAITING = 4
 
 
 class Fleet:
@@ -288,7 +288,7 @@ def _offer(send: MemoryObjectSendStream[Outcome], outcome: Outcome) -> None:
         send.send_nowait(outcome)
 
 
-async def _nothing_more(_: Match) -> bool:
+async def _nothing_more(_: list[Match]) -> bool:
     return False
 
 
@@ -493,11 +493,13 @@ class Matches:
                 self._ended(job.outcome(Report(reason=Reason.CANCELLED, detail="enough had come")))
 
     async def _iterate(self) -> AsyncIterator[Match]:
-        send, receive = anyio.create_memory_object_stream[Match](_MATCHES_WAITING)
+        send, receive = anyio.create_memory_object_stream[list[Match]](_WAITING)
 
-        async def deliver(match: Match) -> bool:
+        async def deliver(matches: list[Match]) -> bool:
+            if not matches:
+                return True
             try:
-                await send.send(match)
+                await send.send(matches)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return False
             return True
@@ -510,12 +512,14 @@ class Matches:
         async with receive, send:
             try:
                 self._fleet.start(run)
-                async for match in receive:
+                async for matches in receive:
                     if self._merge is not None:
-                        self._merge.add(match)
+                        for match in matches:
+                            self._merge.add(match)
                         continue
-                    yield match
-                    count += 1
+                    for match in matches[: None if self._limit is None else self._limit - count]:
+                        yield match
+                    count += len(matches)
                     if self._limit is not None and count >= self._limit:
                         await receive.aclose()
                         await run.wind_up(CANCEL_GRACE)

@@ -22,6 +22,7 @@ from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Match, Query
 from asyncdicom.association.received import Received
 from asyncdicom.errors import DatasetError, OperationError
+from asyncdicom.fleet.ahead import ReadAhead
 from asyncdicom.fleet.retrieve import Ledger, difference
 from asyncdicom.modality import Engine, Modality
 from asyncdicom.observe import Observer
@@ -175,10 +176,14 @@ class EchoJob(Job):
             report.answered(await association.echo())
 
 
+# Matches that are delivered together at the most.
+_TOGETHER = 64
+
+
 class FindJob(Job):
     """C-FIND.
 
-    :param deliver: takes each match and answers whether more are wanted; awaiting it slows the peer down
+    :param deliver: takes matches and answers whether more are wanted; awaiting it slows the peer down
     """
 
     operation: Operation = "find"
@@ -188,7 +193,7 @@ class FindJob(Job):
         modality: Modality,
         caller: Caller,
         query: Query,
-        deliver: Callable[[Match], Awaitable[bool]],
+        deliver: Callable[[list[Match]], Awaitable[bool]],
         limit: int | None = None,
     ) -> None:
         super().__init__(modality, caller)
@@ -203,10 +208,22 @@ class FindJob(Job):
         async with self.associate(contexts, report, self._query) as association:
             report.peer = association.peer
             matches = association.find(self._query, limit=self._limit)
-            async for match in matches:
-                report.matches += 1
-                if not await self._deliver(match):
-                    await matches.aclose()
+            # What is here is delivered together: waking whoever takes it costs more than a match.
+            together: list[Match] = []
+            try:
+                async for match in matches:
+                    together.append(match)
+                    if not matches.waiting or len(together) >= _TOGETHER:
+                        report.matches += len(together)
+                        if not await self._deliver(together):
+                            await matches.aclose()
+                        together = []
+            except OperationError:
+                report.matches += len(together)
+                await self._deliver(together)
+                raise
+            report.matches += len(together)
+            await self._deliver(together)
             report.status = Status(0x0000)
 
     def may_retry(self, report: Report) -> bool:
@@ -325,24 +342,37 @@ class StoreJob(Job):
             self._left = later + batch
             async with self.associate(contexts, report) as association:
                 report.peer = association.peer
-                while len(self._left) > len(later):
-                    if not await self._store(association, report) or self.modality.one_operation_per_association:
-                        break
-                    report.phases = association.phases = Phases()
+                await self._store(association, report, list(reversed(batch)))
 
-    async def _store(self, association: Association, report: Report) -> bool:
-        """Store the next instance; False when the association did not survive it."""
-        one = Report(phases=association.phases, peer=association.peer)
-        instance = self._left[-1]
+    async def _store(self, association: Association, report: Report, instances: Sequence[Instance]) -> None:
+        """Store one instance after the other, as far as the association survives it."""
+        ahead = ReadAhead(instances)
+        # What is known already is told while the peer is at work on the next.
+        known: tuple[Instance, Report] | None = None
         try:
-            one.answered(await association.store(instance))
-        except OperationError as error:
-            one.failed(error)
-        except DatasetError as error:
-            one.reason, one.detail = Reason.FAILURE_STATUS, str(error)
-        self._left.pop()
-        self._tell(instance, one)
-        return association.is_established
+            for _ in range(1 if self.modality.one_operation_per_association else len(instances)):
+                instance = await ahead.next()
+                one = Report(phases=association.phases, peer=association.peer)
+                try:
+                    storing = await association.begin_store(instance)
+                    if known is not None:
+                        self._tell(*known)
+                        known = None
+                    one.answered(await storing.status())
+                except OperationError as error:
+                    one.failed(error)
+                except DatasetError as error:
+                    one.reason, one.detail = Reason.FAILURE_STATUS, str(error)
+                if known is not None:
+                    self._tell(*known)
+                self._left.pop()
+                known = instance, one
+                if not association.is_established:
+                    return
+                report.phases = association.phases = Phases()
+        finally:
+            if known is not None:
+                self._tell(*known)
 
     def _tell(self, instance: Instance, report: Report) -> None:
         self._emit(self.outcome(report, instance=instance.sop_instance_uid, path=instance.path))
