@@ -46,6 +46,7 @@ soak: peers $(VENV)/.dev  ## the long forms of the reliability bars
 peers:
 	@$(require_python)
 	@"$(PYTHON)" tests/peers/programs.py
+	@"$(PYTHON)" -m tests.peers.node
 
 .PHONY: lock
 lock: $(VENV)-lock/.made  ## resolve the dependencies anew and write requirements*.lock
@@ -58,7 +59,7 @@ COMPILE = $(VENV)-lock/bin/uv pip compile pyproject.toml --quiet --universal --p
 
 .PHONY: clean
 clean:  ## remove the environment, the caches and everything else that was made
-	rm -rf $(VENV) $(VENV)-lock build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock .node build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find asyncdicom tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 define require_python

@@ -36,7 +36,7 @@ _INFLATE_FIRST = 1 << 16
 _INFLATE_LAST = 4 << 20
 _INFLATE_SLICE = 1 << 16
 # What anybody may inflate to, in bytes, who does not say more: a query's answer is kilobytes.
-MAX_INFLATED = 8 << 20
+MAX_INFLATED = 4 << 20
 
 _EXPLICIT = {little: struct.Struct("<HH2sH" if little else ">HH2sH").unpack_from for little in (True, False)}
 _IMPLICIT = {little: struct.Struct("<HHL" if little else ">HHL").unpack_from for little in (True, False)}

@@ -78,7 +78,7 @@ def event_loop_never_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.
             guard.functions[name].can_block_in("logging/__init__.py", "emit")
     # On a file system in memory there is no device to wait for.
     for guarded in guard.functions.values():
-        guarded.can_block_in("asyncdicom/archive/archive.py", "_keep_at_once")
+        guarded.can_block_in("asyncdicom/archive/archive.py", {"_keep_at_once", "_do_at_once"})
     guard.activate()
     try:
         yield blocked

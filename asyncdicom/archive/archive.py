@@ -220,6 +220,9 @@ class Archive:
         try:
             if self._executor is None:
                 raise ArchiveError("the archive is closed")
+            if self._at_once:
+                _do_at_once(function)
+                return None
             await asyncio.get_running_loop().run_in_executor(self._executor, function)
         except (DatasetError, ArchiveError, OSError) as error:
             return _refusal(received, error)
@@ -288,6 +291,11 @@ class Archive:
     def __repr__(self) -> str:
         state = f"open, {len(self._under_way)} under way" if self._open else "closed"
         return f"<Archive {str(self.directory)!r} {self.durability} {self.duplicates} index={self.index!r}: {state}>"
+
+
+def _do_at_once(function: Callable[[], None]) -> None:
+    # As in _keep_at_once: nothing here waits for a device.
+    function()
 
 
 def _index(spec: str | None, durability: Durability, root: Path, outbox: bool) -> SQLiteIndex | None:

@@ -7,6 +7,7 @@ calls then run on threads of our own. A caller that is cancelled aborts the asso
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import queue
 import time
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import anyio
 from pydicom.uid import UID
 from pynetdicom.ae import ApplicationEntity
+from pynetdicom.pdu_items import SCP_SCU_RoleSelectionSubItem, UserIdentitySubItemRQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
     SCP_SCU_RoleSelectionNegotiation,
@@ -32,7 +34,7 @@ from asyncdicom.association.dialogue import Dataset_, Dialogue
 from asyncdicom.association.hardened import HardenedAssociation
 from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.instance import Instance
-from asyncdicom.association.primitives import to_message, to_primitive
+from asyncdicom.association.primitives import to_primitive
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers
 from asyncdicom.errors import (
@@ -48,9 +50,11 @@ from asyncdicom.errors import (
 )
 from asyncdicom.modality import Modality
 from asyncdicom.outcome import Peer, Phases
+from asyncdicom.upper_layer import negotiation
 from asyncdicom.upper_layer.context import AcceptedContext, PresentationContext
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from asyncdicom.upper_layer.message import Command, Message
+from asyncdicom.upper_layer.negotiation import AssociateRequest, ExtendedNegotiation
 
 T = TypeVar("T")
 
@@ -72,6 +76,15 @@ async def request(
 
     :raises OperationError: when it cannot be had
     """
+    proposed, roles = negotiation.propose(contexts)
+    extended = () if query is None else (ExtendedNegotiation(query.find_sop_class, query.extended_negotiation),)
+    asked = AssociateRequest(
+        called_ae_title=modality.ae_title,
+        calling_ae_title=calling_ae_title,
+        contexts=proposed,
+        roles=roles,
+        extended=tuple(item for item in extended if item.information),
+    )
     sock = await transport.connect(modality, phases)
     try:
         peer_address = sock.getpeername()
@@ -80,7 +93,7 @@ async def request(
         raise ConnectionLost(f"{modality}: {os.strerror(error.errno or 0)}") from error
     association = BridgedAssociation(modality, phases)
     with Stopwatch(phases, "associate"):
-        await association._request(sock, peer_address, calling_ae_title, contexts, query)
+        await association._request(sock, peer_address, asked)
     return association
 
 
@@ -96,17 +109,10 @@ class BridgedAssociation(Dialogue):
 
     # -- establishing -------------------------------------------------------------------------------------------------
 
-    async def _request(
-        self,
-        sock: Any,
-        peer_address: Any,
-        calling_ae_title: str,
-        contexts: Sequence[PresentationContext],
-        query: Query | None,
-    ) -> None:
+    async def _request(self, sock: Any, peer_address: Any, asked: AssociateRequest) -> None:
         limits, timeouts = self.modality.limits, self.modality.timeouts
         try:
-            ae = ApplicationEntity(calling_ae_title)
+            ae = ApplicationEntity(asked.calling_ae_title)
             ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
             ae.implementation_version_name = IMPLEMENTATION_VERSION
             ae.acse_timeout = timeouts.associate
@@ -126,41 +132,23 @@ class BridgedAssociation(Dialogue):
             raise
         self.raw = raw
         try:
-            await self.run_blocking(self._negotiate, peer_address, contexts, query)
+            await self.run_blocking(self._negotiate, peer_address, asked)
+            answer = raw.dul.answer
+            if answer is not None:
+                # What was answered that was not asked is no matter of pynetdicom's.
+                self.accepted = negotiation.accepted_contexts(asked, answer)
+                self.peer = Peer(answer.implementation_class_uid or None, answer.implementation_version or None)
             if not raw.is_established:
                 raise self._why(AssociateTimeout(f"{self.modality}: no answer in {timeouts.associate:g} s"))
-            self.accepted = tuple(self._agreed(contexts))
+            _ = raw.dimse.maximum_pdu_size  # It raises where there is none.
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.abort()
             raise
         raw.transport.deadline = None
         raw.acse_timeout = timeouts.release
-        self.peer = Peer(
-            str(raw.acceptor.implementation_class_uid or "") or None,
-            raw.acceptor.implementation_version_name or None,
-        )
 
-    def _agreed(self, contexts: Sequence[PresentationContext]) -> Iterable[AcceptedContext]:
-        """The contexts that the peer accepted.
-
-        :raises ProtocolError: when it accepted what was not proposed, or announced a maximum length that nothing fits into
-        """
-        raw = self.raw
-        _ = raw.dimse.maximum_pdu_size  # It raises where there is none.
-        accepted = {int(context.context_id or 0): context for context in raw.accepted_contexts}
-        answer: Any = raw.acceptor.primitive
-        for answered in answer.presentation_context_definition_results_list:
-            if answered.result == 0 and answered.context_id not in accepted:
-                raise ProtocolError(f"{self.modality}: accepted a presentation context that was not proposed")
-        for context_id, context in accepted.items():
-            syntax = str(context.transfer_syntax[0]) if context.transfer_syntax else ""
-            # Contexts are numbered 1, 3, 5 ... in the order in which they are proposed.
-            if syntax not in contexts[context_id // 2].transfer_syntaxes:
-                raise ProtocolError(f"{self.modality}: chose a transfer syntax that was not proposed")
-            yield AcceptedContext(context_id, str(context.abstract_syntax), syntax, bool(context.as_scu), bool(context.as_scp))
-
-    def _negotiate(self, peer_address: Any, contexts: Sequence[PresentationContext], query: Query | None) -> None:
+    def _negotiate(self, peer_address: Any, asked: AssociateRequest) -> None:
         # On a worker. These are the steps of ApplicationEntity.associate, with the parts of ours.
         raw, modality = self.raw, self.modality
         raw.acceptor.ae_title = modality.ae_title
@@ -171,12 +159,14 @@ class BridgedAssociation(Dialogue):
         raw.requestor.implementation_class_uid = raw.ae.implementation_class_uid
         raw.requestor.implementation_version_name = raw.ae.implementation_version_name
         proposed = []
-        for number, context in enumerate(contexts):
-            item = build_context(context.abstract_syntax, list(context.transfer_syntaxes))
-            item.context_id = 2 * number + 1
+        for context in asked.contexts:
+            item = build_context(context.abstract_syntax)
+            item.context_id = context.context_id
+            # As it is given: pynetdicom says each but once.
+            item._transfer_syntax = [UID(syntax) for syntax in context.transfer_syntaxes]
             proposed.append(item)
         raw.requestor.requested_contexts = proposed
-        for item in _negotiation_items(modality, contexts, query):
+        for item in _negotiation_items(modality, asked):
             raw.requestor.add_negotiation_item(item)
         # The reactor's thread is not started: whoever asks waits for the answer itself, and nobody polls in between.
         raw._is_paused = True
@@ -193,7 +183,7 @@ class BridgedAssociation(Dialogue):
         answer = raw.acceptor.primitive or (waiting if isinstance(waiting, A_ASSOCIATE) else None)
         if answer is not None and answer.result:
             return AssociationRejected(*raw.dul.rejection)
-        if answer is not None and answer.result == 0 and not raw.accepted_contexts:
+        if answer is not None and answer.result == 0 and not self.accepted:
             return NoPresentationContext(f"{who}: accepted none of the presentation contexts")
         match raw.fault:
             case Fault.CLOSED:
@@ -206,13 +196,13 @@ class BridgedAssociation(Dialogue):
                 return ProtocolError(f"{who}: the peer sent a message over the limit of {who.limits.max_object_size} bytes")
             case Fault.STALLED:
                 return timeout
-        abort = raw.dul.received_abort
+        text = f"{who}: the peer aborted the association"
+        abort = raw.dul.peer_abort
         if abort is not None:
-            return AssociationAborted(
-                f"{who}: the peer aborted the association",
-                source=getattr(abort, "abort_source", 2),
-                diagnostic=getattr(abort, "provider_reason", None),
-            )
+            return AssociationAborted(text, source=abort.source, diagnostic=abort.diagnostic)
+        indicated = raw.dul.received_abort
+        if indicated is not None:
+            return AssociationAborted(text, source=2, diagnostic=getattr(indicated, "provider_reason", None))
         return timeout
 
     # -- threads ------------------------------------------------------------------------------------------------------
@@ -259,8 +249,9 @@ class BridgedAssociation(Dialogue):
     async def send(self, context: AcceptedContext, command: Command, dataset: Dataset_ = None) -> None:
         """Send a message."""
         primitive = to_primitive(command, dataset)
+        data = dataset.data if isinstance(dataset, Instance) else dataset
         try:
-            await self.run_blocking(self.raw.dimse.send_msg, primitive, context.context_id)
+            await self.run_blocking(self.raw.dimse.send_message, context.context_id, primitive, data is not None and not data)
         except OSError as error:
             # The file went away between reading its header and sending it; half a message may be on its way.
             await self.abort()
@@ -272,13 +263,13 @@ class BridgedAssociation(Dialogue):
         inbox = self.raw.dimse.inbox
         messages: list[Message] = []
         try:
-            context_id, primitive = inbox.get(timeout=0 if inbox.is_closed else seconds)
-            while primitive is not None:
-                messages.append(to_message(context_id, primitive))
+            _, message = inbox.get(timeout=0 if inbox.is_closed else seconds)
+            while message is not None:
+                messages.append(message)
                 if len(messages) == _BATCH:
                     break
-                context_id, primitive = inbox.get_nowait()
-            if messages and primitive is None:
+                _, message = inbox.get_nowait()
+            if messages and message is None:
                 # There will be no more. Whoever asks next is to learn that at once, after having seen these.
                 inbox.put_over((None, None))
         except queue.Empty:
@@ -331,25 +322,34 @@ class BridgedAssociation(Dialogue):
             await future
 
 
-def _negotiation_items(modality: Modality, contexts: Iterable[PresentationContext], query: Query | None) -> Iterable[Any]:
+def _negotiation_items(modality: Modality, asked: AssociateRequest) -> Iterable[Any]:
     """The user-information items of a request (PS3.7 D.3.3)."""
-    for context in contexts:
-        if context.scp_role is not None or context.scu_role is not None:
-            role = SCP_SCU_RoleSelectionNegotiation()
-            role.sop_class_uid = UID(context.abstract_syntax)
-            role.scu_role = bool(context.scu_role)
-            role.scp_role = bool(context.scp_role)
-            yield role
-    if query is not None and query.extended_negotiation:
+    for role in asked.roles:
+        item: Any = SCP_SCU_RoleSelectionNegotiation()
+        item.sop_class_uid = UID(role.sop_class)
+        item.scu_role = role.scu
+        item.scp_role = role.scp
+        # pynetdicom's own refuses neither role, which PS3.7 D.3.3.4 can say.
+        item.from_primitive = functools.partial(_sub_item, SCP_SCU_RoleSelectionSubItem, item)
+        yield item
+    for extension in asked.extended:
         extended = SOPClassExtendedNegotiation()
-        extended.sop_class_uid = UID(query.find_sop_class)
-        extended.service_class_application_information = query.extended_negotiation
+        extended.sop_class_uid = UID(extension.sop_class)
+        extended.service_class_application_information = extension.information
         yield extended
     if modality.user_identity is not None:
-        identity = UserIdentityNegotiation()
+        identity: Any = UserIdentityNegotiation()
         identity.user_identity_type = modality.user_identity.type_code
         identity.primary_field = modality.user_identity.primary
         if modality.user_identity.type_code == 2:
             identity.secondary_field = modality.user_identity.secondary
         identity.positive_response_requested = modality.user_identity.response
+        # pynetdicom's own refuses an empty passcode.
+        identity.from_primitive = functools.partial(_sub_item, UserIdentitySubItemRQ, identity)
         yield identity
+
+
+def _sub_item(kind: type[Any], primitive: Any) -> Any:
+    item = kind()
+    item.from_primitive(primitive)
+    return item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
 from abc import ABC, abstractmethod
@@ -314,6 +315,12 @@ def resolve_engine(engine: Engine | None, covering: Container[str] = _ENGINES) -
     return wanted if wanted in covering else "pynetdicom"
 
 
+@functools.cache
+def _requestor(engine: Engine) -> Callable[..., Awaitable[Association]]:
+    request: Callable[..., Awaitable[Association]] = importlib.import_module(_ENGINES[engine]).request
+    return request
+
+
 @asynccontextmanager
 async def associate(
     modality: Modality,
@@ -341,9 +348,7 @@ async def associate(
     proposed = tuple(contexts) if contexts is not None else DEFAULT_CONTEXTS
     if not 1 <= len(proposed) <= uid.MAX_CONTEXTS:
         raise ConfigurationError("contexts", len(proposed), "propose between 1 and 128 presentation contexts")
-    request: Callable[..., Awaitable[Association]] = importlib.import_module(
-        _ENGINES[resolve_engine(engine or modality.engine)]
-    ).request
+    request = _requestor(resolve_engine(engine or modality.engine))
     observer.scu_association_opened(modality.name)
     try:
         async with await request(modality, title, proposed, phases, query) as association:

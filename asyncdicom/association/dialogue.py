@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ class Dialogue(Association):
     def __init__(self, modality: Modality, phases: Phases) -> None:
         super().__init__(modality, phases)
         # By chance, so that instances that come to us by C-MOVE can be told apart by the ID of the request (PS3.7 9.1.1.1).
-        self._message_id = secrets.randbelow(0xFFFF)
+        self._message_id = random.randrange(0xFFFF)  # noqa: S311 - to tell apart, not to keep secret
         self.outstanding: Exchange | None = None
 
     @abstractmethod

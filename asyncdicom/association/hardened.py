@@ -18,28 +18,30 @@ from __future__ import annotations
 
 import logging
 import queue
-import struct
 import threading
 import time
 from contextlib import suppress
 from typing import Any, cast
 
 from pynetdicom import _config, evt
+from pynetdicom.acse import ACSE
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
-from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE, P_DATA
 from pynetdicom.timer import Timer
 
 from asyncdicom.association.hardened_socket import TICK, Fault, HardenedSocket, Inbox, Mailbox
-from asyncdicom.upper_layer.context import MAX_CONTEXTS
-from asyncdicom.upper_layer.message import MAX_COMMAND_LENGTH
-from asyncdicom.upper_layer.pdu import UNLIMITED_FRAGMENT_LENGTH, fragment_length
+from asyncdicom.association.tolerance import tolerate
+from asyncdicom.errors import AssociationAborted
+from asyncdicom.upper_layer import negotiation
+from asyncdicom.upper_layer.message import MAX_COMMAND_LENGTH, Command, Message, decode_command
+from asyncdicom.upper_layer.negotiation import AssociateAccept, AssociateRequest
+from asyncdicom.upper_layer.pdu import UNLIMITED_FRAGMENT_LENGTH, decode_abort, fragment_length
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,6 @@ _INBOX_BYTES = 16 << 20
 _OUTBOX_PDUS = 32
 # What a peer takes that does not say what it takes, although it has to (PS3.8 D.1); every implementation takes this.
 _UNSAID_MAX_LENGTH = 16_384
-# Items and sub-items of one request: it may be long, for a token of user identity, but not made of nothing but headers.
-_MAX_ITEMS = 8_192
 
 
 class MonotonicTimer(Timer):
@@ -119,7 +119,10 @@ _UNEXPECTED = {
 class HardenedDUL(DULServiceProvider):
     """pynetdicom's upper layer on a :class:`HardenedSocket`.
 
+    :ivar asked: the A-ASSOCIATE-RQ that was received, as it came: what pynetdicom gets of it is mended
+    :ivar answer: the A-ASSOCIATE-AC that was received, likewise
     :ivar received_abort: the first indication of an abort
+    :ivar peer_abort: what the A-ABORT that was received says
     :ivar rejection: result, source and diagnostic of the A-ASSOCIATE-RJ that came last
     """
 
@@ -128,7 +131,10 @@ class HardenedDUL(DULServiceProvider):
         # Its thread must not hold up the interpreter's exit, and its waiting is done by the socket.
         self.daemon = True
         self._run_loop_delay = 0
+        self.asked: AssociateRequest | None = None
+        self.answer: AssociateAccept | None = None
         self.received_abort: A_ABORT | A_P_ABORT | None = None
+        self.peer_abort: AssociationAborted | None = None
         self.rejection = (1, 1, 1)
         self.outbox = Mailbox(_OUTBOX_PDUS, on_put=self.wake)
         self.indications = Mailbox(on_put=self._indicated)
@@ -167,14 +173,32 @@ class HardenedDUL(DULServiceProvider):
     def _decode_pdu(self, bytestream: bytearray) -> Any:
         # pynetdicom takes no reason that the standard does not know; devices give some.
         match bytestream[0]:
-            case 0x01 | 0x02:
-                bytestream = tolerate(bytestream)
+            case 0x01:
+                mended = tolerate(bytestream)
+                self.asked = self.asked or negotiation.decode_request(bytes(bytestream[6:]))
+                bytestream = mended
+            case 0x02:
+                mended = tolerate(bytestream)
+                self.answer = self.answer or negotiation.decode_accept(bytes(bytestream[6:]))
+                bytestream = mended
             case 0x03:
                 self.rejection = (bytestream[7], bytestream[8], bytestream[9])
                 bytestream[7:10] = bytes((bytestream[7] if bytestream[7] in (1, 2) else 1, 1, 1))
-            case 0x07 if bytestream[8] not in (0, 2) or bytestream[9] > 6 or bytestream[9] == 3:
-                bytestream[8:10] = bytes((bytestream[8] & 2, 0))
+            case 0x07:
+                self.peer_abort = self.peer_abort or decode_abort(memoryview(bytes(bytestream[6:])))
+                if bytestream[8] not in (0, 2) or bytestream[9] > 6 or bytestream[9] == 3:
+                    bytestream[8:10] = bytes((bytestream[8] & 2, 0))
         return super()._decode_pdu(bytestream)
+
+    def _send(self, pdu: Any) -> None:
+        if not isinstance(pdu, A_ASSOCIATE_AC) or self.asked is None:
+            super()._send(pdu)
+        elif isinstance(self.socket, HardenedSocket):
+            # Titles go back as they came (PS3.8 Table 9-17), and not as pynetdicom could take them.
+            encoded = bytearray(pdu.encode())
+            titles = (self.asked.called_ae_title, self.asked.calling_ae_title)
+            encoded[10:42] = b"".join(title.encode("latin-1").ljust(16) for title in titles)
+            self.socket.send(bytes(encoded))
 
     def break_off(self) -> None:
         """Abort without the state machine, which is no longer to be trusted."""
@@ -208,67 +232,12 @@ class HardenedDUL(DULServiceProvider):
             self.association.dimse.let_go()
 
 
-_KNOWN_USER_ITEMS = range(0x51, 0x5A)
+class HardenedACSE(ACSE):
+    """pynetdicom's association control."""
 
-
-def tolerate(pdu: bytes | bytearray) -> bytearray:
-    """Return an A-ASSOCIATE-RQ or -AC without what pynetdicom's decoder stumbles over.
-
-    Unknown user-information sub-items are to be ignored (PS3.8 D.2). Characters that an AE title may not have become ``?``:
-    the association is then rejected by its title instead of the connection being dropped.
-
-    :raises ValueError: when it is too short to be one, or has more items than one can have
-    """
-    if len(pdu) < 74:
-        raise ValueError("an A-ASSOCIATE PDU has at least 74 bytes")
-    fixed = bytearray(pdu[:74])
-    for start in (10, 26):
-        title = fixed[start : start + 16]
-        cleaned = bytes(byte if 0x20 <= byte < 0x7F and byte != 0x5C else 0x3F if byte else 0x20 for byte in title)
-        fixed[start : start + 16] = cleaned if cleaned.strip() else b"?".ljust(16)
-    view = memoryview(pdu)
-    contexts = count = 0
-    offset = 74
-    while offset + 4 <= len(view):
-        kind, length = view[offset], int.from_bytes(view[offset + 2 : offset + 4], "big")
-        end = offset + 4 + length
-        if kind == 0x50 and end <= len(view):
-            known, inside = _known_items(view[offset:end])
-            fixed += known
-            count += 1 + inside
-        else:
-            fixed += view[offset:end]
-            contexts += kind in (0x20, 0x21)
-            count += 1 + _count_items(view[offset + 8 : end])
-        if contexts > MAX_CONTEXTS or count > _MAX_ITEMS:
-            raise ValueError("more items than an A-ASSOCIATE PDU can have")
-        offset = end
-    fixed += view[offset:]
-    fixed[2:6] = struct.pack(">L", len(fixed) - 6)
-    return fixed
-
-
-def _known_items(item: memoryview) -> tuple[bytearray, int]:
-    """A user-information item without the sub-items that nobody knows, and how many it had."""
-    kept = bytearray(item[:4])
-    count = 0
-    offset = 4
-    while offset + 4 <= len(item):
-        stop = offset + 4 + int.from_bytes(item[offset + 2 : offset + 4], "big")
-        if item[offset] in _KNOWN_USER_ITEMS or stop > len(item):
-            kept += item[offset:stop]
-        offset = stop
-        count += 1
-    kept[2:4] = struct.pack(">H", len(kept) - 4)
-    return kept, count
-
-
-def _count_items(view: memoryview) -> int:
-    count = offset = 0
-    while offset + 4 <= len(view):
-        offset += 4 + int.from_bytes(view[offset + 2 : offset + 4], "big")
-        count += 1
-    return count
+    def send_abort(self, source: int) -> None:
+        """Abort, as the user that it is: what the provider aborts, the state machine does (PS3.8 Table 9-10)."""
+        super().send_abort(0x00)
 
 
 class HardenedDIMSE(DIMSEServiceProvider):
@@ -283,6 +252,8 @@ class HardenedDIMSE(DIMSEServiceProvider):
         self._association = association
         self._max_object_size = max_object_size
         self._context_id = 0
+        # The command set of the message that is arriving, once it is whole.
+        self._command: Command | None = None
         self._command_length = 0
         self.arrived = 0
         self.inbox = Inbox(
@@ -325,6 +296,9 @@ class HardenedDIMSE(DIMSEServiceProvider):
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take fragments (PS3.7 section 6.3.1). One P-DATA may hold the end of a message and the beginning of the next."""
+        if not primitive.presentation_data_value_list:
+            self.cut(Fault.PROTOCOL)
+            return
         try:
             for context_id, data in primitive.presentation_data_value_list:
                 fault = self._receive_fragment(context_id, data)
@@ -340,31 +314,47 @@ class HardenedDIMSE(DIMSEServiceProvider):
             self.message = DIMSEMessage()
             self.arrived = 0
             self._context_id = context_id
+            self._command = None
         # One byte of each fragment is the message control header (PS3.8 E.2).
         self.arrived += len(data) - 1
-        if not data or context_id != self._context_id:
+        if not data or context_id != self._context_id or not context_id & 1:
             return Fault.PROTOCOL
         message = self.message
-        # It becomes the class of its command when that is complete.
-        if type(message) is DIMSEMessage:
+        if bool(data[0] & 1) != (self._command is None):
+            # A command set where a dataset is due, or the other way round.
+            return Fault.PROTOCOL
+        if self._command is None:
             self._command_length = self.arrived
             limit = MAX_COMMAND_LENGTH
         else:
             limit = self._command_length + self._max_object_size
         if self.arrived > limit:
             return Fault.TOO_LARGE
+        if data[0] & 3 == 3:
+            # pynetdicom takes what it can of a command set that is cut, or has in it what does not belong there.
+            self._command = decode_command(message.encoded_command_set.getvalue() + data[1:])
         fragment = P_DATA()
         fragment.presentation_data_value_list.append((context_id, data))
-        if message.decode_msg(fragment, self._association):
-            whole = message.message_to_primitive()
+        if message.decode_msg(fragment, self._association) and self._command is not None:
             self.message = None
-            self.deliver(context_id, whole)
+            dataset = message.data_set if self._command.has_dataset else None
+            self.deliver(Message(context_id, self._command, None if dataset is None else dataset.getbuffer()))
         return None
 
-    def deliver(self, context_id: int, message: Any) -> None:
-        """Hand a message over. A C-CANCEL is not: nothing that we do for peers can be cancelled."""
-        if not isinstance(message, C_CANCEL):
-            self.inbox.put_message(context_id, message, self.arrived)
+    def deliver(self, message: Message) -> None:
+        """Hand a message over."""
+        self.inbox.put_message(message, self.arrived)
+
+    def send_message(self, context_id: int, primitive: Any, has_empty_dataset: bool = False) -> None:
+        """Send a message.
+
+        :param has_empty_dataset: whether its dataset has no bytes: pynetdicom announces such a one and sends nothing of it
+        """
+        self.send_msg(primitive, context_id)
+        if has_empty_dataset:
+            last = P_DATA()
+            last.presentation_data_value_list.append((context_id, b"\x02"))
+            self.dul.send_pdu(last)
 
     def cut(self, fault: Fault) -> None:
         """End the association: the message that is arriving is no good."""
@@ -390,6 +380,7 @@ class HardenedAssociation(Association):
     def __init__(self, ae: ApplicationEntity, mode: str, *, max_object_size: int) -> None:
         super().__init__(ae, mode)
         self.dul = HardenedDUL(self)
+        self.acse = HardenedACSE(self)
         self.dimse = self._make_dimse(max_object_size)
         # The timeouts were set on the parts that have just been replaced.
         self.acse_timeout = ae.acse_timeout

@@ -20,6 +20,9 @@ from pynetdicom import evt
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
+from asyncdicom.upper_layer.message import Message
+from asyncdicom.upper_layer.pdu import encode_abort
+
 if TYPE_CHECKING:
     from asyncdicom.association.hardened import HardenedAssociation
 
@@ -113,13 +116,13 @@ class Inbox(Mailbox):
         """Whether the next message may be read."""
         return self.is_closed or (len(self._sizes) < self._limits[0] and self._size < self._limits[1])
 
-    def put_message(self, context_id: int, message: Any, size: int) -> None:
+    def put_message(self, message: Message, size: int) -> None:
         """Put a message; called by one thread alone.
 
         :param size: its bytes
         """
         self._arriving = size
-        self.put((context_id, message))
+        self.put((message.context_id, message))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take a message, or (None, None) when there will be none."""
@@ -370,11 +373,13 @@ class HardenedSocket(AssociationSocket):
         while got < count:
             try:
                 read = sock.recv_into(view[got:])
-            except (BlockingIOError, ssl.SSLWantReadError):
-                self._wait_or_stall(_RECV, started, last, got)
-                continue
-            except ssl.SSLWantWriteError:
-                self._wait_or_stall(select.POLLOUT, started, last, got)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                events = select.POLLOUT if isinstance(error, ssl.SSLWantWriteError) else _RECV
+                try:
+                    self._wait_or_stall(events, started, last, got)
+                except TimeoutError:
+                    self._send_abort()
+                    raise
                 continue
             except OSError as error:
                 self.fault = self.fault or _fault_of(error)
@@ -399,6 +404,13 @@ class HardenedSocket(AssociationSocket):
         if not self._wait(events, until):
             self.fault = self.fault or Fault.STALLED
             raise TimeoutError("the peer stalled inside a PDU")
+
+    def _send_abort(self) -> None:
+        """Send an A-ABORT past the state machine, which takes a peer that stalls for a connection that is closed."""
+        # The acceptor that waits for a request closes without a word (PS3.8 AA-2).
+        if self._association.is_requestor or self.deadline is None:
+            with contextlib.suppress(OSError):
+                self._connected_socket.send(encode_abort())
 
     def _acknowledge_at_once(self) -> None:
         # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object. The kernel forgets the option.

@@ -20,6 +20,7 @@ from asyncdicom.upper_layer.context import PresentationContext
 _SYNTAX = 0x00020010
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
+_MAX_UID = 64
 # As much of a file as holds its File Meta Information and the first elements, as good as always.
 _HEAD = 4096
 
@@ -35,6 +36,7 @@ class Instance:
     :ivar offset: where the dataset begins in the file, in bytes
     :ivar size: bytes of the dataset
     :ivar data: the dataset, when it lies in memory
+    :raises DatasetError: when a UID is none
     """
 
     sop_class_uid: str
@@ -44,6 +46,15 @@ class Instance:
     offset: int = 0
     size: int = 0
     data: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        where = f"{self.path}: " if self.path is not None else ""
+        for name in ("sop_class_uid", "sop_instance_uid", "transfer_syntax_uid"):
+            value: str = getattr(self, name)
+            if not 0 < len(value) <= _MAX_UID:
+                raise DatasetError(
+                    f"{where}cannot be sent: {name} has {len(value)} characters, it has 1 to {_MAX_UID} (PS3.5 section 9.1)"
+                )
 
     @classmethod
     def read(cls, path: str | Path) -> Instance:

@@ -14,12 +14,15 @@ from asyncdicom.association.transport import part_with
 from asyncdicom.errors import AssociationAborted, ConnectionLost, OperationError, ProtocolError
 from asyncdicom.upper_layer import pdu
 from asyncdicom.upper_layer.message import Message, MessageReader
-from asyncdicom.upper_layer.pdu import PDUReader, PDUType
+from asyncdicom.upper_layer.pdu import AbortReason, PDUError, PDUReader, PDUType
 
 T = TypeVar("T")
+# Makes the error for a peer that took too long: seldom wanted, and dearer than the wait.
+Late = Callable[[], OperationError]
 
 # Messages that may wait for whoever asked; beyond it the socket is not read, and the peer has to wait.
 _INBOX = 64
+_INBOX_BYTES = 16 << 20
 
 
 class Link(asyncio.Protocol):
@@ -37,6 +40,8 @@ class Link(asyncio.Protocol):
         self._frames = PDUReader(max_pdu)
         self._messages = MessageReader(max_object_size)
         self._inbox: deque[Message] = deque()
+        # Bytes of the datasets in it.
+        self._held = 0
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -68,8 +73,10 @@ class Link(asyncio.Protocol):
                 self._receive(found)
                 if self._deaf():
                     break
+        except PDUError as error:
+            self._break_off(ProtocolError(f"{self._who}: {error.detail}"), error.abort_reason)
         except ProtocolError as error:
-            self._break_off(ProtocolError(f"{self._who}: {error.detail}"))
+            self._break_off(ProtocolError(f"{self._who}: {error.detail}"), AbortReason.NOT_SPECIFIED)
         self._notify()
 
     def _acknowledge_at_once(self) -> None:
@@ -82,11 +89,14 @@ class Link(asyncio.Protocol):
         """Act on one PDU (PS3.8 Table 9-10, the requestor's states)."""
         kind = found.type
         if kind == PDUType.DATA_TF and self.answer is not None and not self.is_released:
-            for value in pdu.decode_data(found.body):
+            # A list, because a PDU is good or bad as a whole: what is in it counts once all of it has been looked at.
+            for value in list(pdu.decode_data(found.body)):
                 message = self._messages.receive(value)
                 if message is not None:
                     self._inbox.append(message)
-            if len(self._inbox) >= _INBOX and not self._is_paused and self._transport is not None:
+                    self._held += _size_of(message)
+            is_full = len(self._inbox) >= _INBOX or self._held >= _INBOX_BYTES
+            if is_full and not self._is_paused and self._transport is not None:
                 self._is_paused = True
                 self._transport.pause_reading()
         elif kind == PDUType.ASSOCIATE_AC and self.answer is None:
@@ -105,7 +115,7 @@ class Link(asyncio.Protocol):
             if not self.is_released:
                 self._end(ConnectionLost(f"{self._who}: the peer released the association"))
         else:
-            raise ProtocolError(f"{found.name} out of turn")
+            raise PDUError(f"{found.name} out of turn", AbortReason.UNEXPECTED_PDU)
 
     def eof_received(self) -> bool | None:
         self._end(ConnectionLost(f"{self._who}: the peer closed the connection"))
@@ -139,28 +149,29 @@ class Link(asyncio.Protocol):
                 self._transport.close()
         self._notify()
 
-    def _break_off(self, error: OperationError) -> None:
+    def _break_off(self, error: OperationError, reason: AbortReason) -> None:
         # PS3.8 AA-8: the peer is told, and then no longer listened to.
         if self.ended is None:
             self.ended = error
             if self._transport is not None:
-                aborted = pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, pdu.AbortReason.UNEXPECTED_PDU)
-                part_with(self._transport, aborted)
+                part_with(self._transport, pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, reason))
 
     def abort(self) -> None:
-        """Send A-ABORT and close; what the peer has not read by then is its loss."""
+        """Send A-ABORT and close; what the peer has not read by then is its loss. It need not have answered (PS3.8 AA-1)."""
         if self.ended is None:
             self.ended = ConnectionLost(f"{self._who}: the association is over")
             if self._transport is not None:
-                if self.answer is None:
-                    self._transport.close()
-                else:
-                    part_with(self._transport, pdu.encode_abort())
+                part_with(self._transport, pdu.encode_abort())
             self._notify()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the descriptor is given back."""
+        return self._transport is None or self._closed.done()
 
     async def closed(self, seconds: float) -> None:
         """Return once the descriptor is given back; by force when the peer does not read what is left."""
-        if self._transport is None:
+        if self._transport is None or self._closed.done():
             return
         try:
             async with asyncio.timeout(seconds):
@@ -175,14 +186,14 @@ class Link(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait(self, ready: Callable[[], T | None], seconds: float, late: OperationError, *, in_all: bool = False) -> T:
+    async def wait(self, ready: Callable[[], T | None], seconds: float, late: Late, *, in_all: bool = False) -> T:
         """Wait for something to be there.
 
         :param ready: answers it, or None
         :param seconds: how long nothing may come from the peer
-        :param late: what to raise then
+        :param late: makes what to raise then
         :param in_all: each PDU of the peer's does not give it more time
-        :raises OperationError: `late`, or why the connection is over
+        :raises OperationError: what `late` makes, or why the connection is over
         """
         loop = asyncio.get_running_loop()
         started = time.monotonic()
@@ -194,7 +205,7 @@ class Link(asyncio.Protocol):
                 raise self.ended
             left = (started if in_all else max(started, self._last_pdu)) + seconds - time.monotonic()
             if left <= 0:
-                raise late
+                raise late()
             self._waiter = loop.create_future()
             timer = loop.call_later(left, self._notify)
             try:
@@ -203,13 +214,17 @@ class Link(asyncio.Protocol):
                 timer.cancel()
                 self._waiter = None
 
-    async def over(self) -> None:
-        """Return once the connection is over, by whatever way."""
-        while self.ended is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+    async def over(self, seconds: float) -> None:
+        """Return once the connection is over, by whatever way, or the time is."""
+        loop = asyncio.get_running_loop()
+        until = time.monotonic() + seconds
+        while self.ended is None and (left := until - time.monotonic()) > 0:
+            self._waiter = loop.create_future()
+            timer = loop.call_later(left, self._notify)
             try:
                 await self._waiter
             finally:
+                timer.cancel()
                 self._waiter = None
 
     @property
@@ -222,7 +237,9 @@ class Link(asyncio.Protocol):
         if not self._inbox:
             return None
         message = self._inbox.popleft()
-        if self._is_paused and len(self._inbox) < _INBOX // 2 and self._transport is not None:
+        self._held -= _size_of(message)
+        has_room = len(self._inbox) < _INBOX // 2 and self._held < _INBOX_BYTES // 2
+        if self._is_paused and has_room and self._transport is not None:
             self._is_paused = False
             if self.ended is None:
                 self._transport.resume_reading()
@@ -233,16 +250,20 @@ class Link(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    async def drained(self, seconds: float, late: OperationError) -> None:
+    async def drained(self, seconds: float, late: Late) -> None:
         """Return once the peer has read enough for more to be written.
 
-        :raises OperationError: `late` when it does not, or why the connection is over
+        :raises OperationError: what `late` makes when it does not, or why the connection is over
         """
         if self._writable is not None:
             try:
                 async with asyncio.timeout(seconds):
                     await asyncio.shield(self._writable)
             except TimeoutError:
-                raise late from None
+                raise late() from None
         if self.ended is not None:
             raise self.ended
+
+
+def _size_of(message: Message) -> int:
+    return 0 if message.data is None else len(message.data)

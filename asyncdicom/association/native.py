@@ -16,6 +16,7 @@ from asyncdicom.association.contract import Stopwatch
 from asyncdicom.association.dialogue import Dataset_, Dialogue
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.link import Link
+from asyncdicom.association.plain import PlainTransport
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers
 from asyncdicom.errors import (
@@ -41,6 +42,9 @@ T = TypeVar("T")
 _PART = 4 << 20
 # What is in memory and not larger is copied into one write.
 _COPIED = 1 << 20
+# Answers remembered for each proposal, and how long one may be: a device that varies them must not fill the memory.
+_REMEMBERED = 4
+_REMEMBERED_LENGTH = 4096
 # How long the connection may take to go away, in seconds, before it is cut.
 _GOODBYE = 1.0
 
@@ -57,12 +61,12 @@ async def request(
     :raises OperationError: when it cannot be had
     """
     extended = None if query is None else (query.find_sop_class, query.extended_negotiation)
-    asked, encoded = _request_pdu(modality, calling_ae_title, tuple(contexts), extended)
+    proposal = _propose(modality, calling_ae_title, tuple(contexts), extended)
     link = await _connect(modality, phases)
     association = NativeAssociation(modality, phases, link)
     try:
         with Stopwatch(phases, "associate"):
-            await association.establish(asked, encoded)
+            await association.establish(proposal)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await association.abort()
@@ -70,14 +74,45 @@ async def request(
     return association
 
 
-@functools.lru_cache(maxsize=1024)
-def _request_pdu(
+# What both sides agreed on: the contexts, who the peer is, and the maximum length of its PDUs.
+_Agreed = tuple[tuple[AcceptedContext, ...], Peer, int]
+
+
+class _Proposal:
+    """A request for association, encoded once, and what was answered to it.
+
+    A sweep asks every modality the same thing every time, and gets the same answer.
+    """
+
+    def __init__(self, asked: AssociateRequest) -> None:
+        self._asked = asked
+        self._answers: dict[bytes, _Agreed] = {}
+        self.encoded = negotiation.encode_request(asked)
+
+    def agreed(self, answer: bytes) -> _Agreed:
+        """What an A-ASSOCIATE-AC says.
+
+        :raises ProtocolError: when it is none, or no answer to this
+        """
+        known = self._answers.get(answer)
+        if known is None:
+            accept = negotiation.decode_accept(memoryview(answer))
+            contexts = tuple(negotiation.accepted_contexts(self._asked, accept))
+            peer = Peer(accept.implementation_class_uid or None, accept.implementation_version or None)
+            pdu.fragment_length(accept.max_length)
+            known = contexts, peer, accept.max_length
+            if len(self._answers) < _REMEMBERED and len(answer) <= _REMEMBERED_LENGTH:
+                self._answers[answer] = known
+        return known
+
+
+@functools.lru_cache(maxsize=8192)
+def _propose(
     modality: Modality,
     calling_ae_title: str,
     contexts: tuple[PresentationContext, ...],
     extended: tuple[str, bytes] | None,
-) -> tuple[AssociateRequest, bytes]:
-    # A sweep asks every modality the same thing every time.
+) -> _Proposal:
     proposed, roles = negotiation.propose(contexts)
     asked = AssociateRequest(
         called_ae_title=modality.ae_title,
@@ -88,7 +123,7 @@ def _request_pdu(
         extended=(ExtendedNegotiation(*extended),) if extended is not None and extended[1] else (),
         user_identity=modality.user_identity,
     )
-    return asked, negotiation.encode_request(asked)
+    return _Proposal(asked)
 
 
 async def _connect(modality: Modality, phases: Phases) -> Link:
@@ -96,11 +131,9 @@ async def _connect(modality: Modality, phases: Phases) -> Link:
     loop = asyncio.get_running_loop()
     link = functools.partial(Link, str(modality), modality.limits.max_pdu, modality.limits.max_object_size)
     if modality.tls is None:
-        try:
-            return (await loop.create_connection(link, sock=sock))[1]
-        except BaseException:
-            sock.close()
-            raise
+        connected = link()
+        PlainTransport(sock, connected)
+        return connected
     started = time.monotonic()
     limit = modality.timeouts.connect
     try:
@@ -131,22 +164,20 @@ class NativeAssociation(Dialogue):
         self._link = link
         self._max_length = 0
 
-    async def establish(self, asked: AssociateRequest, encoded: bytes) -> None:
+    async def establish(self, proposal: _Proposal) -> None:
         """Send the request for association, and take the answer (PS3.8 section 9.3.2).
 
         :raises OperationError: when it is not accepted
         """
         timeout = self.modality.timeouts.associate
-        late = AssociateTimeout(f"{self.modality}: no answer in {timeout:g} s")
-        self._link.write(encoded)
-        body = await self._link.wait(lambda: self._link.answer, timeout, late, in_all=True)
-        accept = negotiation.decode_accept(body)
-        self.accepted = negotiation.accepted_contexts(asked, accept)
-        self.peer = Peer(accept.implementation_class_uid or None, accept.implementation_version or None)
-        self._max_length = accept.max_length
-        pdu.fragment_length(self._max_length)
+        self._link.write(proposal.encoded)
+        body = await self._link.wait(lambda: self._link.answer, timeout, self._unanswered, in_all=True)
+        self.accepted, self.peer, self._max_length = proposal.agreed(bytes(body))
         if not self.accepted:
             raise NoPresentationContext(f"{self.modality}: accepted none of the presentation contexts")
+
+    def _unanswered(self) -> OperationError:
+        return AssociateTimeout(f"{self.modality}: no answer in {self.modality.timeouts.associate:g} s")
 
     @property
     def is_established(self) -> bool:
@@ -219,7 +250,7 @@ class NativeAssociation(Dialogue):
     async def _drained(self) -> None:
         timeout = self.modality.timeouts.operation
         try:
-            await self._link.drained(timeout, OperationTimeout(f"{self.modality}: read nothing for {timeout:g} s"))
+            await self._link.drained(timeout, lambda: OperationTimeout(f"{self.modality}: read nothing for {timeout:g} s"))
         except OperationTimeout:
             await self.abort()
             raise
@@ -234,9 +265,10 @@ class NativeAssociation(Dialogue):
         message = self._link.take()
         if message is not None:
             return message
-        late = OperationTimeout(f"{self.modality}: no answer in {seconds:g} s")
         try:
-            return await self._link.wait(self._link.take, seconds, late)
+            return await self._link.wait(
+                self._link.take, seconds, lambda: OperationTimeout(f"{self.modality}: no answer in {seconds:g} s")
+            )
         except OperationTimeout:
             await self.abort()
             raise
@@ -251,17 +283,16 @@ class NativeAssociation(Dialogue):
                 with Stopwatch(self.phases, "release"):
                     self._link.is_released = True
                     self._link.write(pdu.encode_release_rq())
-                    with anyio.move_on_after(timeout):
-                        await self._link.over()
+                    await self._link.over(timeout)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self.abort()
+            await self.abort()
 
     async def abort(self) -> None:
         """Abort the association, and give back its descriptor."""
         self._link.abort()
-        with anyio.CancelScope(shield=True):
-            await self._link.closed(_GOODBYE)
+        if not self._link.is_gone:
+            with anyio.CancelScope(shield=True):
+                await self._link.closed(_GOODBYE)
 
 
 def _fragments(context_id: int, data: bytes, max_length: int, is_last: bool) -> Iterator[bytes | memoryview]:

@@ -1,11 +1,10 @@
-"""Messages as pynetdicom's DIMSE primitives, and back (PS3.7 sections 9.1 and 10.1)."""
+"""Messages as pynetdicom's DIMSE primitives (PS3.7 sections 9.1 and 10.1)."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from typing import Any
 
-from pydicom.tag import BaseTag
 from pynetdicom.dimse_primitives import (
     C_CANCEL,
     C_ECHO,
@@ -22,15 +21,7 @@ from pynetdicom.dimse_primitives import (
 )
 
 from asyncdicom.association.instance import Instance
-from asyncdicom.upper_layer.message import (
-    ELEMENT_KEYWORDS,
-    NO_DATASET,
-    RESPONSE,
-    WITH_DATASET,
-    Command,
-    CommandField,
-    Message,
-)
+from asyncdicom.upper_layer.message import RESPONSE, Command, CommandField
 
 # By the Command Field of the request: the primitive, and where it keeps the dataset of its request and of its response.
 _PRIMITIVES: dict[int, tuple[type[Any], str | None, str | None]] = {
@@ -47,7 +38,6 @@ _PRIMITIVES: dict[int, tuple[type[Any], str | None, str | None]] = {
     CommandField.N_CREATE_RQ: (N_CREATE, "AttributeList", "AttributeList"),
     CommandField.N_DELETE_RQ: (N_DELETE, None, None),
 }
-_FIELDS = {primitive: field for field, (primitive, _, _) in _PRIMITIVES.items()}
 # What a primitive says by its class and by having a dataset.
 _IMPLIED = {"CommandField", "CommandDataSetType"}
 
@@ -69,29 +59,3 @@ def to_primitive(command: Command, dataset: bytes | bytearray | memoryview | Ins
     elif dataset is not None and place is not None:
         setattr(primitive, place, BytesIO((dataset.data or b"") if isinstance(dataset, Instance) else dataset))
     return primitive
-
-
-def to_message(context_id: int, primitive: Any) -> Message:
-    """Make the message of a primitive that was received."""
-    field = _FIELDS[type(primitive)]
-    _, in_request, in_response = _PRIMITIVES[field]
-    is_response = field != CommandField.C_CANCEL_RQ and primitive.MessageIDBeingRespondedTo is not None
-    command = Command(CommandField=field | RESPONSE if is_response else int(field))
-    for keyword in ELEMENT_KEYWORDS:
-        value = getattr(primitive, keyword, None)
-        if value is not None and keyword not in _IMPLIED:
-            command[keyword] = _plain(value)
-    place = in_response if is_response else in_request
-    held = None if place is None else getattr(primitive, place)
-    # pynetdicom has an empty dataset where there is none.
-    data = held.getbuffer() if held is not None and held.getbuffer().nbytes else None
-    command["CommandDataSetType"] = NO_DATASET if data is None else WITH_DATASET
-    return Message(context_id, command, data)
-
-
-def _plain(value: Any) -> int | str | tuple[int, ...]:
-    if isinstance(value, list):
-        return tuple(int(tag) for tag in value)
-    if isinstance(value, BaseTag):
-        return (int(value),)
-    return value if isinstance(value, int) else str(value)

@@ -209,7 +209,7 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
 def decode_dataset(encoded: bytes, transfer_syntax: str) -> Dataset:
     """Decode a dataset that came without File Meta Information.
 
-    :raises DatasetError: when it cannot be decoded, or inflates beyond 8 MiB
+    :raises DatasetError: when it cannot be decoded, or inflates beyond 4 MiB
     """
     if transfer_syntax == uid.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         encoded = bytes(inflate(encoded))

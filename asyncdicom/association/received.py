@@ -132,7 +132,7 @@ class Received:
     def dataset(self) -> Dataset:
         """The dataset with its File Meta Information, decoded when first asked for.
 
-        :raises DatasetError: when it cannot be decoded, or when deflated becomes more than 8 MiB and more than 8 times what
+        :raises DatasetError: when it cannot be decoded, or when deflated becomes more than 4 MiB and more than 8 times what
             it was; whoever expects such ones inflates :attr:`data` himself
         """
         encoded = self.encoded

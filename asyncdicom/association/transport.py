@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import anyio
@@ -25,8 +26,12 @@ _RESOLVERS = 16
 # After an A-ABORT, what the peer has in flight is read and forgotten so long, in seconds.
 LINGER = 0.25
 
+# How long an address may keep silent before the next one is tried, too, in seconds (RFC 8305 section 5).
+_STAGGER = 0.25
+
 # The addresses of a host: family and socket address.
-Addresses = list[tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]]
+Address = tuple[str, int] | tuple[str, int, int, int]
+Addresses = list[tuple[socket.AddressFamily, Address]]
 
 
 @functools.cache
@@ -73,15 +78,10 @@ def tls_failure(modality: Modality, error: OSError) -> TLSFailed:
 
 async def _resolve(modality: Modality, phases: Phases) -> Addresses:
     started = time.monotonic()
-    try:
-        address = ipaddress.ip_address(modality.host)
-    except ValueError:
-        pass
-    else:
+    literal = _literal(modality.host, modality.port)
+    if literal is not None:
         phases.resolve = time.monotonic() - started
-        if address.version == 4:
-            return [(socket.AF_INET, (str(address), modality.port))]
-        return [(socket.AF_INET6, (str(address), modality.port, 0, 0))]
+        return literal
     try:
         with anyio.fail_after(modality.timeouts.resolve):
             found = await asyncio.get_running_loop().run_in_executor(
@@ -93,37 +93,129 @@ async def _resolve(modality: Modality, phases: Phases) -> Addresses:
         raise ResolveFailed(f"{modality.host}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         phases.resolve = time.monotonic() - started
-    return [(socket.AddressFamily(family), address) for family, _, _, _, address in found]  # type: ignore[misc]
+    return _interleaved([(socket.AddressFamily(family), address) for family, _, _, _, address in found])  # type: ignore[misc]
+
+
+@functools.lru_cache(maxsize=8192)
+def _literal(host: str, port: int) -> Addresses | None:
+    """The address that a host is written as; None when it is a name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return [(socket.AF_INET, (str(address), port))]
+    return [(socket.AF_INET6, (str(address), port, 0, 0))]
+
+
+def _interleaved(addresses: Addresses) -> Addresses:
+    """The families in turn, the first one first (RFC 8305 section 4): one that is dead delays by one attempt only."""
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    others = [address for address in addresses if address[0] != addresses[0][0]]
+    return [address for pair in zip_longest(first, others) for address in pair if address is not None]
 
 
 async def _connect(modality: Modality, addresses: Addresses, phases: Phases) -> socket.socket:
     started = time.monotonic()
-    loop = asyncio.get_running_loop()
-    deadline = started + modality.timeouts.connect
-    refused: OSError | None = None
     try:
-        for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            try:
-                # Each address gets its share of what is left, so that one that is dead does not use up all of it.
-                with anyio.fail_after((deadline - time.monotonic()) / left):
-                    await loop.sock_connect(sock, address)
-            except TimeoutError:
-                sock.close()
-            except OSError as error:
-                sock.close()
-                if error.errno not in _UNREACHABLE:
-                    refused = error
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
+        deadline = started + modality.timeouts.connect
+        if len(addresses) == 1:
+            return await _attempt(*addresses[0], deadline)
+        return await _race(addresses, deadline)
+    except TimeoutError:
+        raise ConnectTimeout(f"{modality}: no answer in {modality.timeouts.connect:g} s") from None
+    except OSError as error:
+        if error.errno in _UNREACHABLE:
+            raise ConnectTimeout(f"{modality}: {os.strerror(error.errno)}") from error
+        raise ConnectRefused(f"{modality}: {os.strerror(error.errno) if error.errno else error}") from error
     finally:
         phases.connect = time.monotonic() - started
-    if refused is not None:
-        raise ConnectRefused(f"{modality}: {os.strerror(refused.errno) if refused.errno else refused}") from refused
-    raise ConnectTimeout(f"{modality}: no answer in {modality.timeouts.connect:g} s")
+
+
+async def _race(addresses: Addresses, deadline: float) -> socket.socket:
+    """Try addresses one after the other, each a little after the one before it; the first that answers wins (RFC 8305).
+
+    :raises OSError: when none does; a refusal says more than a silence
+    """
+    won: list[socket.socket] = []
+    failed: list[OSError] = []
+
+    async def attempt(family: socket.AddressFamily, address: Address, over: anyio.Event) -> None:
+        try:
+            sock = await _attempt(family, address, deadline)
+        except OSError as error:
+            failed.append(error)
+            over.set()
+            return
+        if won:
+            sock.close()
+            return
+        won.append(sock)
+        tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for family, address in addresses:
+                over = anyio.Event()
+                tasks.start_soon(attempt, family, address, over)
+                # One that fails at once lets the next begin at once.
+                with anyio.move_on_after(_STAGGER):
+                    await over.wait()
+    except BaseException:
+        for sock in won:
+            sock.close()
+        raise
+    if won:
+        return won[0]
+    # TimeoutError is an OSError without a number.
+    raise next((error for error in failed if error.errno and error.errno not in _UNREACHABLE), failed[-1])
+
+
+async def _attempt(family: socket.AddressFamily, address: Address, deadline: float) -> socket.socket:
+    """Connect to one address.
+
+    :raises TimeoutError: when nobody answers in time
+    :raises OSError: when it fails
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        error = sock.connect_ex(address)
+        if error in _UNDER_WAY:
+            # On the same machine it takes no time, and waiting for it would.
+            error = sock.connect_ex(address)
+        if error == errno.EISCONN:
+            return sock
+        if error in _UNDER_WAY:
+            await _writable(sock, deadline)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_UNDER_WAY = {errno.EINPROGRESS, errno.EALREADY, errno.EINTR}
+
+
+async def _writable(sock: socket.socket, deadline: float) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[bool] = loop.create_future()
+
+    def settle(value: bool) -> None:
+        if not ready.done():
+            ready.set_result(value)
+
+    descriptor = sock.fileno()
+    loop.add_writer(descriptor, settle, True)
+    timer = loop.call_later(max(0.0, deadline - time.monotonic()), settle, False)
+    try:
+        if not await ready:
+            raise TimeoutError
+    finally:
+        timer.cancel()
+        loop.remove_writer(descriptor)
 
 
 # The network's way of saying that nobody answers there.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from json import JSONEncoder
@@ -21,6 +20,7 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR
 from pydicom.valuerep import TEXT_VR_DELIMS
 
+from asyncdicom.elements import inflate
 from asyncdicom.errors import DatasetError
 from asyncdicom.upper_layer.context import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
@@ -68,8 +68,6 @@ _DEFAULT_ENCODING = ("iso8859",)
 _REMEMBERED_LENGTH = 80
 _REMEMBERED = 8_192
 _DEEPEST = 16
-# A query answer is kilobytes; what inflates beyond this is an attack.
-_MAX_INFLATED = 16 << 20
 
 _quote: Callable[[str], str] = JSONEncoder(ensure_ascii=False).encode
 
@@ -103,7 +101,7 @@ class JSONModel:
         :raises DatasetError: when the dataset cannot be decoded
         """
         if self._deflated:
-            encoded = _inflate(encoded)
+            encoded = bytes(inflate(encoded))
         try:
             return ",".join(self._dataset(encoded, 0, len(encoded), _DEFAULT_ENCODING, 0)[0])
         except DatasetError:
@@ -188,17 +186,6 @@ class JSONModel:
             members, at = self._dataset(data, at, end if length == _UNDEFINED else at + length, charset, depth + 1)
             items.append("{" + ",".join(members) + "}")
         return items, at
-
-
-def _inflate(encoded: bytes) -> bytes:
-    inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-    try:
-        inflated = inflater.decompress(encoded, _MAX_INFLATED)
-    except zlib.error as error:
-        raise DatasetError("the deflated dataset cannot be inflated") from error
-    if inflater.unconsumed_tail:
-        raise DatasetError(f"the deflated dataset is larger than {_MAX_INFLATED} bytes")
-    return inflated
 
 
 @lru_cache(maxsize=1024)

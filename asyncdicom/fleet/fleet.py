@@ -9,7 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from asyncdicom.background import BackgroundTasks
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.fleet.jobs import Caller, EchoJob, Emit, FindJob, GetJob, Job, MoveJob, Report, StoreJob
 from asyncdicom.fleet.limits import Breaker, Decision, Gate
+from asyncdicom.fleet.linger import Linger
 from asyncdicom.fleet.merge import Merge
 from asyncdicom.fleet.retrieve import Ledger
 from asyncdicom.modality import Engine, Modality, check_ae_title
@@ -59,6 +60,7 @@ class Fleet:
     :param deadline: seconds for a whole run, targets that wait for a slot included; None for no limit
     :param retries: further attempts after a transient failure
     :param breaker: when a modality is left alone
+    :param linger: seconds for which an association waits for a next operation with the same modality; 0 for not at all
     :param engine: ``native`` or ``pynetdicom``, unless a modality says otherwise
     :param observer: told what happens
     :raises ConfigurationError: when two modalities have the same name, or a value is wrong
@@ -74,6 +76,7 @@ class Fleet:
         deadline: float | None = None,
         retries: int = 0,
         breaker: Breaker | None = None,
+        linger: float = 0.0,
         engine: Engine | None = None,
         observer: Observer = NULL_OBSERVER,
     ) -> None:
@@ -81,6 +84,8 @@ class Fleet:
             raise ConfigurationError("fleet.deadline", deadline, "a number of seconds above 0")
         if retries < 0:
             raise ConfigurationError("fleet.retries", retries, "0 or more further attempts")
+        if not linger >= 0:
+            raise ConfigurationError("fleet.linger", linger, "0 or more seconds")
         resolve_engine(engine)
         self._modalities: dict[str, Modality] = {}
         for modality in modalities:
@@ -89,7 +94,8 @@ class Fleet:
         self._gate = Gate(concurrency, per_modality, breaker, observer=observer)
         self._deadline = deadline
         self._retries = retries
-        self._caller = Caller(check_ae_title(calling_ae_title, "calling_ae_title"), engine, observer)
+        self._linger = Linger(linger)
+        self._caller = Caller(check_ae_title(calling_ae_title, "calling_ae_title"), engine, observer, self._linger)
         self._observer = observer
         self._tasks = BackgroundTasks()
 
@@ -119,7 +125,10 @@ class Fleet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._tasks.__aexit__(kind, error, trace)
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            await self._linger.close()
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -313,6 +322,7 @@ class Run:
         self._ready = deque(jobs)
         self._parked: dict[str, deque[Job]] = {}
         self._active = 0
+        self._is_leaving = False
         self._changed = anyio.Event()
         self._over = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -338,12 +348,16 @@ class Run:
     def _waiting(self) -> list[Job]:
         return [*self._ready, *(job for waiting in self._parked.values() for job in waiting)]
 
+    def _somebody_left(self) -> None:
+        if not self._is_leaving:
+            self._notify()
+
     def _notify(self) -> None:
         self._changed.set()
 
     async def drive(self) -> None:
         """Run to the end."""
-        unsubscribe = self._gate.subscribe(self._notify)
+        unsubscribe = self._gate.subscribe(self._somebody_left)
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
@@ -366,38 +380,39 @@ class Run:
 
     def _dispatch(self, tasks: TaskGroup) -> None:
         """Start every job that may go now."""
-        for name in list(self._parked):
-            waiting = self._parked[name]
-            while waiting:
-                if not self._try(waiting[0], tasks, park=False):
-                    break
-                waiting.popleft()
-            if not waiting:
-                del self._parked[name]
-        while self._ready:
-            job = self._ready[0]
-            if job.modality.name in self._parked:
-                # Those of one modality go in their order.
-                self._parked[job.modality.name].append(self._ready.popleft())
-                continue
-            if not self._try(job, tasks, park=True):
-                return
-            self._ready.popleft()
+        while (job := self._admit()) is not None:
+            self._active += 1
+            tasks.start_soon(self._work, job)
 
-    def _try(self, job: Job, tasks: TaskGroup, *, park: bool) -> bool:
-        """Let a job go, or put it aside; False when it has to wait where it is."""
-        match self._gate.enter(job.modality):
-            case Decision.GO:
-                self._active += 1
-                tasks.start_soon(self._perform, job)
-                return True
-            case Decision.BREAKER_OPEN:
-                job.finish(Report(reason=Reason.BREAKER_OPEN, detail="left alone after repeated failures"), self._emit)
-                return True
-            case Decision.WAIT_FOR_MODALITY if park:
-                self._parked[job.modality.name] = deque([job])
-                return True
-        return False
+    def _admit(self) -> Job | None:
+        """The next job that may go now, its place taken; None when all that are left have to wait."""
+        for name in list(self._parked):
+            job = self._admit_from(self._parked[name])
+            if not self._parked[name]:
+                del self._parked[name]
+            if job is not None:
+                return job
+        return self._admit_from(self._ready, park=True)
+
+    def _admit_from(self, waiting: deque[Job], *, park: bool = False) -> Job | None:
+        while waiting:
+            job = waiting[0]
+            name = job.modality.name
+            if park and name in self._parked:
+                # Those of one modality go in their order.
+                self._parked[name].append(waiting.popleft())
+                continue
+            match self._gate.enter(job.modality):
+                case Decision.GO:
+                    return waiting.popleft()
+                case Decision.BREAKER_OPEN:
+                    waiting.popleft()
+                    job.finish(Report(reason=Reason.BREAKER_OPEN, detail="left alone after repeated failures"), self._emit)
+                case Decision.WAIT_FOR_MODALITY if park:
+                    self._parked[name] = deque([waiting.popleft()])
+                case _:
+                    return None
+        return None
 
     def _give_up_waiting(self) -> None:
         for job in self._waiting():
@@ -405,12 +420,23 @@ class Run:
         self._ready.clear()
         self._parked.clear()
 
+    async def _work(self, job: Job | None) -> None:
+        """Do one job, whose place is taken, and then others that may go: a task for each would cost more."""
+        try:
+            while job is not None:
+                await self._perform(job)
+                # Where others wait for the same limits, it is the next one's turn.
+                job = None if self._gate.is_shared else self._admit()
+        finally:
+            self._active -= 1
+            self._notify()
+
     async def _perform(self, job: Job) -> None:
         """Do one job, whose place is taken, to its outcome."""
         report = Report()
         inside = True
         try:
-            with anyio.CancelScope(deadline=self._loop_deadline()) as scope:
+            with self._deadline_scope() as scope:
                 while True:
                     await job.attempt(report)
                     if job.attempts > self._fleet.retries or not job.may_retry(report):
@@ -422,7 +448,7 @@ class Run:
                     if not inside:
                         break
                     report = Report()
-            if scope.cancelled_caught:
+            if scope is not None and scope.cancelled_caught:
                 report.reason, report.detail = Reason.DEADLINE, "the deadline passed"
         except Exception as error:
             # Ours, not the peer's: the target still gets its outcome, and the others go on.
@@ -435,10 +461,11 @@ class Run:
             report.reason = Reason.CANCELLED
             raise
         finally:
-            self._active -= 1
             if inside:
+                # Whoever left looks itself for what may go now.
+                self._is_leaving = True
                 self._gate.leave(job.modality, report.reason)
-            self._notify()
+                self._is_leaving = False
         job.finish(report, self._emit)
 
     async def _enter_again(self, job: Job) -> bool:
@@ -456,8 +483,10 @@ class Run:
             finally:
                 unsubscribe()
 
-    def _loop_deadline(self) -> float:
-        return anyio.current_time() + (self._until - time.monotonic())
+    def _deadline_scope(self) -> AbstractContextManager[anyio.CancelScope | None]:
+        if self._until == math.inf:
+            return nullcontext()
+        return anyio.CancelScope(deadline=anyio.current_time() + (self._until - time.monotonic()))
 
 
 class Matches:

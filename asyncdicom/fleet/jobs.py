@@ -11,18 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncdicom.archive import Archive
-from asyncdicom.association.contract import (
-    Association,
-    InstanceHandler,
-    Response,
-    associate,
-    contexts_for_get,
-)
+from asyncdicom.association.contract import Association, InstanceHandler, Response, contexts_for_get
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Match, Query
 from asyncdicom.association.received import Received
-from asyncdicom.errors import DatasetError, OperationError
+from asyncdicom.errors import AssociationAborted, ConnectionLost, DatasetError, OperationError
 from asyncdicom.fleet.ahead import ReadAhead
+from asyncdicom.fleet.linger import Linger
 from asyncdicom.fleet.retrieve import Ledger, difference
 from asyncdicom.modality import Engine, Modality
 from asyncdicom.observe import Observer
@@ -50,6 +45,7 @@ class Caller:
     calling_ae_title: str
     engine: Engine | None
     observer: Observer
+    linger: Linger
 
 
 @dataclass(slots=True)
@@ -86,6 +82,13 @@ class Report:
 Emit = Callable[[Outcome], None]
 
 
+def _lingered_in_vain(error: OperationError, report: Report) -> bool:
+    """Whether the peer had given up an association that lingered: nothing was answered on it, and a new one will do."""
+    is_new = report.phases.resolve is not None or report.phases.connect is not None
+    is_answered = bool(report.matches) or report.sub_operations is not None
+    return not is_new and not is_answered and isinstance(error, ConnectionLost | AssociationAborted)
+
+
 class Job(ABC):
     """One operation on one modality.
 
@@ -101,16 +104,17 @@ class Job(ABC):
         self.attempts = 0
 
     def associate(
-        self, contexts: Sequence[PresentationContext], report: Report, query: Query | None = None
+        self, contexts: Sequence[PresentationContext], report: Report, query: Query | None = None, *, fresh: bool = False
     ) -> AbstractAsyncContextManager[Association]:
         """The association for an attempt."""
-        return associate(
+        return self.caller.linger.associate(
             self.modality,
             calling_ae_title=self.caller.calling_ae_title,
             contexts=contexts,
             engine=self.caller.engine,
             query=query,
             phases=report.phases,
+            fresh=fresh,
             observer=self.caller.observer,
         )
 
@@ -142,7 +146,12 @@ class Job(ABC):
         try:
             await self.perform(report)
         except OperationError as error:
-            report.failed(error)
+            if _lingered_in_vain(error, report):
+                report.phases = Phases()
+                await self.attempt(report)
+                self.attempts -= 1
+            else:
+                report.failed(error)
 
     @abstractmethod
     async def perform(self, report: Report) -> None:
@@ -176,8 +185,9 @@ class EchoJob(Job):
             report.answered(await association.echo())
 
 
-# Matches that are delivered together at the most.
+# Matches that are delivered together at the most, and their bytes.
 _TOGETHER = 64
+_TOGETHER_BYTES = 1 << 20
 
 
 class FindJob(Job):
@@ -210,14 +220,16 @@ class FindJob(Job):
             matches = association.find(self._query, limit=self._limit)
             # What is here is delivered together: waking whoever takes it costs more than a match.
             together: list[Match] = []
+            size = 0
             try:
                 async for match in matches:
                     together.append(match)
-                    if not matches.waiting or len(together) >= _TOGETHER:
+                    size += len(match.encoded)
+                    if not matches.waiting or len(together) >= _TOGETHER or size >= _TOGETHER_BYTES:
                         report.matches += len(together)
                         if not await self._deliver(together):
                             await matches.aclose()
-                        together = []
+                        together, size = [], 0
             except OperationError:
                 report.matches += len(together)
                 await self._deliver(together)
@@ -340,7 +352,7 @@ class StoreJob(Job):
             batch = [instance for instance in self._left if instance.context in now]
             later = [instance for instance in self._left if instance.context not in now]
             self._left = later + batch
-            async with self.associate(contexts, report) as association:
+            async with self.associate(contexts, report, fresh=True) as association:
                 report.peer = association.peer
                 await self._store(association, report, list(reversed(batch)))
 

@@ -89,6 +89,11 @@ class Gate:
         """Operations under way."""
         return self._total
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one waits for places."""
+        return len(self._listeners) > 1
+
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have a function called whenever somebody leaves; returns what ends that."""
         self._listeners.add(listener)

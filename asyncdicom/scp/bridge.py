@@ -10,32 +10,36 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import PresentationContext as RawContext
 from pynetdicom.transport import AddressInformation
 
 from asyncdicom.association.hardened import HardenedAssociation, HardenedDIMSE
 from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
+from asyncdicom.association.primitives import to_primitive
 from asyncdicom.association.received import Received
 from asyncdicom.association.workers import workers
+from asyncdicom.elements import Buffer
 from asyncdicom.errors import ProtocolError
-from asyncdicom.scp.contexts import is_storage
+from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
+from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
-from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
+from asyncdicom.upper_layer import message as dimse
+from asyncdicom.upper_layer import negotiation
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from asyncdicom.upper_layer.message import Command, CommandField, Message
+from asyncdicom.upper_layer.negotiation import ContextResult, Result
 
 logger = logging.getLogger(__name__)
 
-_CANNOT_UNDERSTAND = 0xC000
 # A peer in the middle of a message has so long, in seconds, before its rate counts.
 _RATE_GRACE = 10.0
 
@@ -86,14 +90,15 @@ class ServedDIMSE(HardenedDIMSE):
             self._due = float("inf")
         super().receive_primitive(primitive)
 
-    def deliver(self, context_id: int, message: Any) -> None:
+    def deliver(self, message: Message) -> None:
         """Hand a message over; what is not handed over is not held."""
-        if isinstance(message, C_CANCEL):
+        if message.command.field == CommandField.C_CANCEL_RQ and message.context_id in self._served._accepted_cx:
+            # Nothing that we do for peers can be cancelled.
             self._served.door.ingest.budget.give_back(self._served, self.arrived)
             return
         # Before it is handed over: the reactor looks for it as soon as it has the message.
         self.complete.append((self.arrived, time.monotonic()))
-        super().deliver(context_id, message)
+        super().deliver(message)
 
 
 class ServedAssociation(HardenedAssociation):
@@ -170,8 +175,13 @@ class ServedAssociation(HardenedAssociation):
             self.dul.join(1.0)
             return
         self.requestor.primitive = request
-        self.peer.calling_ae_title = str(request.calling_ae_title).strip()
-        self.peer.called_ae_title = str(request.called_ae_title).strip()
+        # What pynetdicom has of it is mended.
+        asked = self.dul.asked
+        if asked is None or not asked.protocol_version & negotiation.PROTOCOL_VERSION:
+            self.acse.send_reject(*negotiation.PROTOCOL_VERSION_NOT_SUPPORTED)
+            self.dul.join(1.0)
+            return
+        self.peer.calling_ae_title, self.peer.called_ae_title = asked.calling_ae_title.strip(), asked.called_ae_title.strip()
         try:
             _ = self.dimse.maximum_pdu_size
         except ProtocolError:
@@ -186,9 +196,8 @@ class ServedAssociation(HardenedAssociation):
             self.dul.join(1.0)
             return
         try:
-            self.acceptor.supported_contexts = _supported(
-                request.presentation_context_definition_list, self.door.contexts, self.door.promiscuous
-            )
+            results = results_of(asked.contexts, self.door.contexts, self.door.promiscuous)
+            self.acceptor.supported_contexts = _supported(request.presentation_context_definition_list, results)
             self.acse.negotiate_association()
             if not self.is_established:
                 return
@@ -224,48 +233,42 @@ class ServedAssociation(HardenedAssociation):
 
     def _abort_for_protocol_error(self) -> None:
         self.dul.note_fault(Fault.PROTOCOL)
-        self.acse.send_abort(0x02)
+        self.acse.send_abort(0x00)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         if not self.is_established:
             # It waited behind one that ended the association: nobody waits for its answer.
             return
-        context = self._accepted_cx.get(context_id)
-        if context is None or msg.MessageID is None or not (isinstance(msg, C_STORE) or msg.is_valid_request):
-            # Not agreed, a response to nothing, or a request that cannot be answered.
-            self._abort_for_protocol_error()
-            return
-        if not isinstance(msg, C_STORE):
-            super()._serve_request(msg, context_id)
+        try:
+            context = self._accepted_cx.get(context_id)
+            if context is None:
+                raise ProtocolError("a message on a presentation context that was not accepted")
+            if msg.command.field != CommandField.C_STORE_RQ:
+                status = status_without_instance(msg.command, str(context.abstract_syntax))
+            elif "MessageID" not in msg.command:
+                raise ProtocolError("what cannot be answered is not kept")
+            elif msg.data and names_instance(msg.command):
+                status = self._take(msg.command, msg.data, str(context.transfer_syntax[0]))
+            else:
+                status = CANNOT_UNDERSTAND
             self._give_back()
-            return
-        # pynetdicom makes an empty dataset of none, and of one that was promised and has no bytes.
-        if msg.is_valid_request and msg.DataSet is not None and msg.DataSet.getbuffer().nbytes:
-            status = self._take(msg, str(context.transfer_syntax[0]))
-        else:
-            status = _CANNOT_UNDERSTAND
-        self._give_back()
-        if status is None or not self.is_established:
-            return
-        response = C_STORE()
-        response.MessageIDBeingRespondedTo = msg.MessageID
-        response.AffectedSOPClassUID = msg.AffectedSOPClassUID
-        response.AffectedSOPInstanceUID = msg.AffectedSOPInstanceUID
-        response.Status = status
-        self.dimse.send_msg(response, context_id)
+            if status is not None and self.is_established:
+                self.dimse.send_message(context_id, to_primitive(dimse.response(msg.command, status), None))
+        except ProtocolError:
+            self._abort_for_protocol_error()
 
-    def _take(self, message: Any, transfer_syntax: str) -> int | None:
+    def _take(self, command: Command, data: Buffer, transfer_syntax: str) -> int | None:
         """Have the instance handled on the loop, and wait for its status; None when the service gave up on it."""
         received = Received(
-            data=message.DataSet.getbuffer(),
-            sop_class_uid=str(message.AffectedSOPClassUID),
-            sop_instance_uid=str(message.AffectedSOPInstanceUID),
+            data=data,
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
             transfer_syntax_uid=transfer_syntax,
             calling_ae_title=self.peer.calling_ae_title,
             called_ae_title=self.peer.called_ae_title,
             peer_address=self.peer.address,
-            move_originator_ae_title=message.MoveOriginatorApplicationEntityTitle or None,
-            move_originator_message_id=message.MoveOriginatorMessageID,
+            move_originator_ae_title=command.get("MoveOriginatorApplicationEntityTitle") or None,
+            move_originator_message_id=command.get("MoveOriginatorMessageID"),
         )
         started = self.dimse.complete[0][1] if self.dimse.complete else time.monotonic()
         handling = asyncio.run_coroutine_threadsafe(self.door.ingest.take(received, started), self._loop)
@@ -360,35 +363,25 @@ def _one_operation_at_a_time(event: Any) -> tuple[int, int]:
     return 1, 1
 
 
-def _supported(
-    proposed: Iterable[RawContext], contexts: Sequence[PresentationContext] | None, promiscuous: bool
-) -> list[RawContext]:
-    """What we support of what is proposed: an entry for each abstract syntax, with its transfer syntaxes.
+# Stands for the abstract syntaxes of which no transfer syntax is taken: the answer to a context does not name its own.
+_WITHOUT_SYNTAX = UID("2.25.0")
 
-    Made of the proposal itself: every storage SOP class in every transfer syntax would be thousands of pairs to compare, and
-    private ones are in no table.
+
+def _supported(proposed: Iterable[RawContext], results: Iterable[ContextResult]) -> list[RawContext]:
+    """What makes pynetdicom come to our results: each proposed context is left with the one transfer syntax of its result, and
+    what was chosen is all that we support.
     """
-    offered: dict[str, list[str]] = {}
+    answers = {result.context_id: result for result in results}
+    supported: dict[str, RawContext] = {}
     for context in proposed:
-        offered.setdefault(str(context.abstract_syntax), []).extend(str(syntax) for syntax in context.transfer_syntax)
-    supported = []
-    restricted = None if contexts is None else {context.abstract_syntax: context.transfer_syntaxes for context in contexts}
-    for abstract_syntax, transfer_syntaxes in offered.items():
-        if restricted is None:
-            kept = (
-                [syntax for syntax in transfer_syntaxes if promiscuous or _is_transfer_syntax(syntax)]
-                if abstract_syntax == VERIFICATION or is_storage(abstract_syntax, promiscuous)
-                else []
-            )
-        else:
-            kept = list(restricted.get(abstract_syntax, ()))
-        if kept:
-            context = RawContext()
-            context.abstract_syntax = UID(abstract_syntax)
-            context._transfer_syntax = [UID(syntax) for syntax in dict.fromkeys(kept)]
-            supported.append(context)
-    return supported
-
-
-def _is_transfer_syntax(uid: str) -> bool:
-    return uid in UID_dictionary and UID_dictionary[uid][1] == "Transfer Syntax"
+        answer = answers[int(context.context_id or 0)]
+        chosen = UID(answer.transfer_syntax)
+        context._transfer_syntax = [chosen]
+        if answer.result == Result.TRANSFER_SYNTAXES_NOT_SUPPORTED:
+            context.abstract_syntax = _WITHOUT_SYNTAX
+        if answer.result != Result.ABSTRACT_SYNTAX_NOT_SUPPORTED:
+            ours = supported.setdefault(str(context.abstract_syntax), RawContext())
+            ours.abstract_syntax = context.abstract_syntax
+            if answer.result == Result.ACCEPTANCE:
+                ours._transfer_syntax.append(chosen)
+    return list(supported.values())

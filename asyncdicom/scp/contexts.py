@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from pydicom.uid import UID, UID_dictionary
 from pynetdicom.service_class import NonPatientObjectStorageServiceClass, ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
 from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
+from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext, negotiate
 
 
 class _Everything:
@@ -21,6 +22,13 @@ class _Everything:
 
 _EVERYTHING = _Everything()
 _KNOWN = frozenset(uid for uid, (_, kind, *_) in UID_dictionary.items() if kind == "Transfer Syntax")
+
+
+def results_of(
+    proposed: Iterable[ProposedContext], contexts: Sequence[PresentationContext] | None, promiscuous: bool
+) -> tuple[ContextResult, ...]:
+    """What becomes of each context of a request for association; the parameters are those of :func:`transfer_syntaxes_of`."""
+    return negotiate(proposed, lambda abstract_syntax: transfer_syntaxes_of(abstract_syntax, contexts, promiscuous))
 
 
 def transfer_syntaxes_of(

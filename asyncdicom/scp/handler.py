@@ -69,7 +69,15 @@ async def _await(handler: Handler, args: tuple[Any, ...], received: Received) ->
 
 
 async def _run(handler: Handler, args: tuple[Any, ...], executor: Executor, received: Received) -> int:
-    return _status(await asyncio.get_running_loop().run_in_executor(executor, partial(handler, received, *args)))
+    return _status(await asyncio.get_running_loop().run_in_executor(executor, _call, handler, received, args))
+
+
+def _call(handler: Handler, received: Received, args: tuple[Any, ...]) -> object:
+    try:
+        return handler(received, *args)
+    except StopIteration as error:
+        # No future takes this one, and whoever waits for that would wait for ever.
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _status(value: object) -> int:

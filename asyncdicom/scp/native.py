@@ -9,7 +9,6 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Container
 from typing import NamedTuple, cast
 
 import anyio
@@ -19,28 +18,23 @@ from asyncdicom.association.received import Received
 from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.errors import ProtocolError
 from asyncdicom.scp.access import common_name
-from asyncdicom.scp.contexts import transfer_syntaxes_of
+from asyncdicom.scp.contexts import results_of
+from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.upper_layer import message as dimse
 from asyncdicom.upper_layer import negotiation, pdu
-from asyncdicom.upper_layer.context import VERIFICATION
-from asyncdicom.upper_layer.message import Command, CommandField, Message, MessageReader
+from asyncdicom.upper_layer.message import CommandField, Message, MessageReader
 from asyncdicom.upper_layer.negotiation import AssociateAccept, AssociateRequest
 from asyncdicom.upper_layer.pdu import PDU, PDV, PDUReader, PDUType
 
 logger = logging.getLogger(__name__)
 
-_SUCCESS = 0x0000
-_SOP_CLASS_NOT_SUPPORTED = 0x0122
-_UNRECOGNIZED_OPERATION = 0x0211
-_CANNOT_UNDERSTAND = 0xC000
 # A peer in the middle of a message has at most so long, in seconds, before its rate counts.
 _RATE_GRACE = 10.0
 # How long the connection may take to go away, in seconds, before it is cut.
 _GOODBYE = 2.0
-# A dataset of more bytes is written as it arrives, where it can be, and in parts of about so many.
+# A dataset of more bytes is written as it arrives, where it can be, and in parts of about so many: each is a hop to a thread.
 _STREAMED = 1 << 20
-_PART = 128 << 10
 # As much as one read may bring, in bytes: what is read ahead of its turn is no more, and less than 128 KiB costs no mapping
 # of memory for each read.
 _READ = 120 << 10
@@ -154,6 +148,12 @@ class ServedAssociation(asyncio.Protocol):
         self._acknowledge_at_once()
         if self._ending is not None:
             return
+        if not self._inside():
+            self._due = self._last + self._grace
+        elif self._door.min_rate:
+            # What came fast at first does not buy hours of slowness.
+            longest = self._grace + self._door.max_pdu / self._door.min_rate
+            self._due = min(self._due + len(data) / self._door.min_rate, self._last + longest)
         try:
             self._frames.feed(data)
             self._read_on()
@@ -187,19 +187,13 @@ class ServedAssociation(asyncio.Protocol):
             raise ProtocolError("P-DATA-TF out of turn")
         messages, door = self._messages, self._door
         size = len(fragment.data)
-        if not messages.inside_message:
-            self._due = self._last + self._grace
-        if door.min_rate:
-            # What came fast at first does not buy hours of slowness.
-            longest = self._grace + door.max_pdu / door.min_rate
-            self._due = min(self._due + size / door.min_rate, self._last + longest)
         # Small fragments cost more than their bytes.
         self._charged += size + _OVERHEAD
         self._uncharged += size + _OVERHEAD
         message = messages.receive(fragment)
         if message is not None:
             self._hand_on(_Waiting(message, None, self._last, self._charged))
-        elif messages.held >= self._part_size and messages.command is not None and door.ingest.streams:
+        elif messages.held >= _STREAMED and messages.command is not None and door.ingest.streams:
             under_way = Message(messages.context_id, messages.command, None)
             self._hand_on(_Waiting(under_way, messages.take(), self._last, self._charged))
 
@@ -275,7 +269,9 @@ class ServedAssociation(asyncio.Protocol):
         self._ending = ending
         self._is_paused = False
         if self._transport is not None:
-            source = pdu.AbortSource.SERVICE_USER if ending == "drain" else pdu.AbortSource.SERVICE_PROVIDER
+            # Before the association stands it is AA-1, which has the user abort.
+            is_user = ending == "drain" or not self._is_established
+            source = pdu.AbortSource.SERVICE_USER if is_user else pdu.AbortSource.SERVICE_PROVIDER
             part_with(self._transport, pdu.encode_abort(source))
         self._notify()
 
@@ -361,6 +357,9 @@ class ServedAssociation(asyncio.Protocol):
         request = self._request
         if request is None:
             return False
+        if not request.protocol_version & negotiation.PROTOCOL_VERSION:
+            self._reject(negotiation.PROTOCOL_VERSION_NOT_SUPPORTED)
+            return False
         peer = self._peer
         peer.calling_ae_title, peer.called_ae_title = request.calling_ae_title.strip(), request.called_ae_title.strip()
         try:
@@ -382,11 +381,7 @@ class ServedAssociation(asyncio.Protocol):
 
     def _accept(self, request: AssociateRequest) -> None:
         door = self._door
-
-        def take(abstract_syntax: str) -> Container[str] | None:
-            return transfer_syntaxes_of(abstract_syntax, door.contexts, door.promiscuous)
-
-        results = negotiation.negotiate(request.contexts, take)
+        results = results_of(request.contexts, door.contexts, door.promiscuous)
         syntaxes = {context.context_id: context.abstract_syntax for context in request.contexts}
         self._contexts = {
             result.context_id: (syntaxes[result.context_id], result.transfer_syntax)
@@ -437,6 +432,7 @@ class ServedAssociation(asyncio.Protocol):
                 self._door.ingest.answered()
             # The time that we took is not the peer's.
             self._last = time.monotonic()
+            self._due = self._last + self._grace
             try:
                 self._read_on()
             except ProtocolError:
@@ -453,7 +449,7 @@ class ServedAssociation(asyncio.Protocol):
 
     def _rate_due(self) -> float:
         """By when more of the message under way has to be here; never, between messages."""
-        if not self._messages.inside_message or not self._door.min_rate:
+        if not self._inside() or not self._door.min_rate:
             return float("inf")
         return self._due
 
@@ -478,16 +474,12 @@ class ServedAssociation(asyncio.Protocol):
                 raise ProtocolError("a message on a presentation context that was not accepted")
             field = command.field
             if field == CommandField.C_STORE_RQ:
-                status = await self._store(message, context[1], arrived)
-            elif field == CommandField.C_ECHO_RQ:
-                status = _SUCCESS if context[0] == VERIFICATION else _SOP_CLASS_NOT_SUPPORTED
-            elif field == CommandField.C_CANCEL_RQ:
-                return
-            elif command.is_response:
-                raise ProtocolError("a response to nothing")
+                if "MessageID" not in command:
+                    raise ProtocolError("what cannot be answered is not kept")
+                status: int | None = await self._store(message, context[1], arrived)
             else:
-                status = _UNRECOGNIZED_OPERATION
-            if self._ending is None:
+                status = status_without_instance(command, context[0])
+            if status is not None and self._ending is None:
                 encoded = dimse.encode_command(dimse.response(command, status))
                 self._write(pdu.encode_message(message.context_id, encoded, max_length=self._max_length))
                 await self._drained()
@@ -515,16 +507,13 @@ class ServedAssociation(asyncio.Protocol):
             move_originator_message_id=command.get("MoveOriginatorMessageID"),
         )
 
-    @property
-    def _part_size(self) -> int:
-        # What is being written as it comes is written in small parts, so that reading and writing take turns.
-        return _STREAMED if self._arriving is None else _PART
-
     async def _write_part(self, message: Message, parts: list[bytearray | memoryview]) -> None:
         """Write a part of a dataset that is too large to be held; what goes wrong is answered when all of it is here."""
         if self._arriving is None:
             context = self._contexts.get(message.context_id)
-            if context is None or message.command.field != CommandField.C_STORE_RQ or not _names_instance(message.command):
+            command = message.command
+            is_store = command.field == CommandField.C_STORE_RQ and "MessageID" in command
+            if context is None or not is_store or not names_instance(command):
                 # It will be answered as what it is; until then it is read and forgotten.
                 return
             self._arriving = self._door.ingest.begin(self._received(message, context[1]))
@@ -539,10 +528,6 @@ class ServedAssociation(asyncio.Protocol):
                 return await ingest.take(arriving.received, arrived, arriving)
             finally:
                 await arriving.discard()
-        if not (message.parts or message.data is not None) or not _names_instance(message.command):
-            return _CANNOT_UNDERSTAND
+        if not (message.parts or message.data) or not names_instance(message.command):
+            return CANNOT_UNDERSTAND
         return await ingest.take(self._received(message, transfer_syntax), arrived)
-
-
-def _names_instance(command: Command) -> bool:
-    return bool(command.get("AffectedSOPInstanceUID") and command.get("AffectedSOPClassUID"))

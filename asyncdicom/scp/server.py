@@ -287,8 +287,11 @@ class StorageSCP:
             elif self._half_open + len(self._door.serving) - self._door.count >= _MAX_HALF_OPEN:
                 sock.close()
                 self._door.refused("limit", peer)
-            else:
+            elif self._tasks.is_open:
                 self._tasks.start(self._connection, sock, peer)
+            else:
+                # It came while we were leaving.
+                sock.close()
 
     async def _connection(self, sock: socket.socket, peer: ServedPeer) -> None:
         """One connection, from accepted to gone. What goes wrong in it stays in it."""

@@ -22,6 +22,8 @@ EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 # Little endian first: the peer usually takes the first that it knows. Big endian is retired (PS3.5 section A.3).
 UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
+# PS3.5 section 9.1.
+MAX_UID_LENGTH = 64
 # An A-ASSOCIATE-RQ numbers its contexts with the odd numbers of one byte (PS3.8 section 9.3.2.2).
 MAX_CONTEXTS = 128
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from asyncdicom.errors import ProtocolError
+from asyncdicom.errors import DatasetError, ProtocolError
+from asyncdicom.upper_layer.context import MAX_UID_LENGTH
 from asyncdicom.upper_layer.pdu import PDV
 
 # Up to so many bytes of a dataset the fragments are kept as they came, and joined once; a larger one grows as it comes.
@@ -97,6 +98,8 @@ _MESSAGE_NAMES = {int(field): field.name.replace("_", "-") for field in CommandF
 _WITH_PRIORITY = frozenset({CommandField.C_STORE_RQ, CommandField.C_FIND_RQ, CommandField.C_GET_RQ, CommandField.C_MOVE_RQ})
 # Their requests name the SOP class as "requested", their responses as "affected" (PS3.7 section 10.3).
 _REQUESTED = frozenset({CommandField.N_GET_RQ, CommandField.N_SET_RQ, CommandField.N_ACTION_RQ, CommandField.N_DELETE_RQ})
+# Of the responses, these name no instance (PS3.7 section 9.3).
+_WITHOUT_INSTANCE = frozenset({CommandField.C_ECHO_RQ, CommandField.C_FIND_RQ, CommandField.C_GET_RQ, CommandField.C_MOVE_RQ})
 
 
 class Command(dict[str, Any]):
@@ -179,6 +182,7 @@ def request(field: CommandField, message_id: int, sop_class_uid: str, *, dataset
 
     :param dataset: whether a dataset follows
     :param elements: further elements by keyword; those that are None are left out
+    :raises DatasetError: when it would name a SOP class or an instance by what is no UID (PS3.5 section 9.1)
     """
     requested = field in _REQUESTED
     command = Command(CommandField=int(field), MessageID=message_id)
@@ -187,13 +191,16 @@ def request(field: CommandField, message_id: int, sop_class_uid: str, *, dataset
         command["Priority"] = PRIORITY_MEDIUM
     command["CommandDataSetType"] = WITH_DATASET if dataset else NO_DATASET
     command.update((keyword, value) for keyword, value in elements.items() if value is not None)
+    for uid in (sop_class_uid, command.get("RequestedSOPInstanceUID" if requested else "AffectedSOPInstanceUID")):
+        if uid is not None and not 0 < len(uid) <= MAX_UID_LENGTH:
+            raise DatasetError(f"{command.name}: a UID of {len(uid)} characters, it has 1 to {MAX_UID_LENGTH}")
     return command
 
 
 def response(to: Command, status: int, *, dataset: bool = False, **elements: Any) -> Command:
     """Make the command set of the response to a request.
 
-    The SOP class and, where the request names one, the SOP instance come from the request.
+    The SOP class and, where the request names one, the SOP instance come from the request, unless they are too long for UIDs.
 
     :param to: the request
     :param status: the DIMSE status
@@ -209,9 +216,9 @@ def response(to: Command, status: int, *, dataset: bool = False, **elements: Any
         Status=status,
     )
     prefix = "Requested" if field in _REQUESTED else "Affected"
-    for name in ("SOPClassUID", "SOPInstanceUID"):
+    for name in ("SOPClassUID",) if field in _WITHOUT_INSTANCE else ("SOPClassUID", "SOPInstanceUID"):
         value = to.get(prefix + name)
-        if value:
+        if value and len(value) <= MAX_UID_LENGTH:
             command["Affected" + name] = value
     command.update((keyword, value) for keyword, value in elements.items() if value is not None)
     return command
@@ -250,7 +257,7 @@ def encode_command(command: dict[str, Any]) -> bytes:
                 parts.append((element, _ELEMENT.pack(0, element, len(body)) + body))
             else:
                 # Latin-1 gives back exactly the bytes that decode_command was given, whatever they were.
-                body = value.encode("latin-1")
+                body = (value.strip(" \0") if vr == "UI" else value).encode("latin-1")
                 if len(body) & 1:
                     body += b"\0" if vr == "UI" else b" "
                 parts.append((element, _ELEMENT.pack(0, element, len(body)) + body))

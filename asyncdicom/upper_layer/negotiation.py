@@ -12,15 +12,24 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-from asyncdicom.errors import ConfigurationError, ProtocolError
+from asyncdicom.errors import ConfigurationError, DatasetError, ProtocolError
 from asyncdicom.modality import UserIdentity
-from asyncdicom.upper_layer.context import MAX_CONTEXTS, AcceptedContext, PresentationContext
+from asyncdicom.upper_layer.context import (
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MAX_CONTEXTS,
+    MAX_UID_LENGTH,
+    AcceptedContext,
+    PresentationContext,
+)
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from asyncdicom.upper_layer.pdu import PDUType, encode_pdu
 
 # PS3.7 Annex A.2.1: the only one there is.
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 DEFAULT_MAX_LENGTH = 131_072
+# PS3.8 section 9.3.2 has this bit alone tested; without it, the A-ASSOCIATE-RJ says this.
+PROTOCOL_VERSION = 1
+PROTOCOL_VERSION_NOT_SUPPORTED = (1, 2, 2)
 
 _FIXED = struct.Struct(">HH16s16s32x")
 _ITEM = struct.Struct(">BxH")
@@ -160,12 +169,15 @@ def propose(contexts: Iterable[PresentationContext]) -> tuple[tuple[ProposedCont
     """Number presentation contexts 1, 3, 5 ... and gather their role selections.
 
     :raises ConfigurationError: for none, or for more than 128
+    :raises DatasetError: for what is too long to be a UID, as a file may have it for its SOP class
     """
     wanted = list(contexts)
     if not 1 <= len(wanted) <= MAX_CONTEXTS:
         raise ConfigurationError("contexts", len(wanted), f"an association has 1 to {MAX_CONTEXTS} presentation contexts")
     roles: dict[str, Role] = {}
     for context in wanted:
+        if any(len(uid) > MAX_UID_LENGTH for uid in (context.abstract_syntax, *context.transfer_syntaxes)):
+            raise DatasetError(f"a presentation context has a UID of more than {MAX_UID_LENGTH} characters")
         if context.scu_role is not None or context.scp_role is not None:
             # One item per SOP class; what was not said stays at the default role, SCU.
             scu = True if context.scu_role is None else context.scu_role
@@ -182,17 +194,20 @@ def negotiate(
 ) -> tuple[ContextResult, ...]:
     """Answer proposed contexts as the acceptor: the first transfer syntax that both know, in the requestor's order.
 
+    What is too long for a UID is known to nobody (PS3.5 section 9.1).
+
     :param transfer_syntaxes_of: what we take for an abstract syntax; None when it is not supported at all
     """
     results = []
     for context in contexts:
-        ours = transfer_syntaxes_of(context.abstract_syntax)
+        ours = transfer_syntaxes_of(context.abstract_syntax) if len(context.abstract_syntax) <= MAX_UID_LENGTH else None
+        proposed = [syntax for syntax in context.transfer_syntaxes if 0 < len(syntax) <= MAX_UID_LENGTH]
         # A context that is not accepted still carries a transfer syntax, of no meaning (PS3.8 Table 9-18).
-        transfer_syntax = context.transfer_syntaxes[0] if context.transfer_syntaxes else ""
+        transfer_syntax = proposed[0] if proposed else IMPLICIT_VR_LITTLE_ENDIAN
         if ours is None:
             result = Result.ABSTRACT_SYNTAX_NOT_SUPPORTED
         else:
-            common = next((syntax for syntax in context.transfer_syntaxes if syntax in ours), None)
+            common = next((syntax for syntax in proposed if syntax in ours), None)
             result = Result.ACCEPTANCE if common is not None else Result.TRANSFER_SYNTAXES_NOT_SUPPORTED
             transfer_syntax = common or transfer_syntax
         results.append(ContextResult(context.context_id, int(result), transfer_syntax))
@@ -243,7 +258,9 @@ def encode_request(request: AssociateRequest) -> bytes:
     identity = request.user_identity
     if identity is not None:
         head = bytes((identity.type_code, identity.response))
-        information.append(_item(0x58, head + _counted(identity.primary) + _counted(identity.secondary)))
+        # There is a second field for the passcode alone (PS3.7 Table D.3-14).
+        secondary = identity.secondary if identity.kind == "username+passcode" else b""
+        information.append(_item(0x58, head + _counted(identity.primary) + _counted(secondary)))
     return _encode(PDUType.ASSOCIATE_RQ, request, items, information)
 
 

@@ -67,6 +67,18 @@ class AbortReason(IntEnum):
     INVALID_PARAMETER = 6
 
 
+class PDUError(ProtocolError):
+    """A PDU that is refused (PS3.8 section 9.2.3).
+
+    :param detail: what is wrong with it
+    :param abort_reason: what an A-ABORT says of it
+    """
+
+    def __init__(self, detail: str, abort_reason: AbortReason = AbortReason.INVALID_PARAMETER) -> None:
+        super().__init__(detail)
+        self.abort_reason = abort_reason
+
+
 class PDU(NamedTuple):
     """A whole PDU.
 
@@ -150,7 +162,7 @@ class PDUReader:
     def next_pdu(self) -> PDU | None:
         """Return the next whole PDU, None when more bytes are needed.
 
-        :raises ProtocolError: when the header has an unknown type or a length beyond the cap of its type
+        :raises PDUError: when the header has an unknown type or a length beyond the cap of its type
         """
         view, at = self._view, self._at
         available = len(view) - at
@@ -176,7 +188,7 @@ class PDUReader:
         A fragment of which only a part is here comes in parts; all but the last say that they are not the last. Where a
         message is cut into fragments means nothing (PS3.8 Annex E), so whoever puts it together need not know.
 
-        :raises ProtocolError: when the header has an unknown type or a length beyond the cap of its type, or a fragment does
+        :raises PDUError: when the header has an unknown type or a length beyond the cap of its type, or a fragment does
             not fit
         """
         while True:
@@ -195,7 +207,7 @@ class PDUReader:
                 return PDV(self._context_id, bool(control & 1), bool(control & 2) and not self._pdv_left, view[at : at + taken])
             if self._pdu_left:
                 if self._pdu_left < HEADER_LENGTH:
-                    raise ProtocolError("P-DATA-TF ends inside the header of a presentation data value")
+                    raise PDUError("P-DATA-TF ends inside the header of a presentation data value")
                 if available < HEADER_LENGTH:
                     self._wait_for_header(view, at)
                     return None
@@ -215,7 +227,7 @@ class PDUReader:
             _, length = _HEADER.unpack_from(view, at)
             self._check(PDUType.DATA_TF, length)
             if not length:
-                raise ProtocolError("P-DATA-TF without a presentation data value")
+                raise PDUError("P-DATA-TF without a presentation data value")
             self._at = at + HEADER_LENGTH
             self._pdu_left = length
 
@@ -269,17 +281,18 @@ class PDUReader:
         self._check_type(pdu_type)
         if pdu_type == PDUType.DATA_TF:
             if length > self.max_data_length:
-                raise ProtocolError(f"P-DATA-TF of {length} bytes, {self.max_data_length} were announced as the maximum")
+                raise PDUError(f"P-DATA-TF of {length} bytes, {self.max_data_length} were announced as the maximum")
         elif pdu_type <= PDUType.ASSOCIATE_AC:
             if length > MAX_ASSOCIATE_LENGTH:
-                raise ProtocolError(f"{_NAMES[pdu_type]} of {length} bytes, at most {MAX_ASSOCIATE_LENGTH} are taken")
+                raise PDUError(f"{_NAMES[pdu_type]} of {length} bytes, at most {MAX_ASSOCIATE_LENGTH} are taken")
         elif length != 4:
-            raise ProtocolError(f"{_NAMES[pdu_type]} of {length} bytes, it has 4")
+            raise PDUError(f"{_NAMES[pdu_type]} of {length} bytes, it has 4")
 
     @staticmethod
     def _check_type(pdu_type: int) -> None:
         if not PDUType.ASSOCIATE_RQ <= pdu_type <= PDUType.ABORT:
-            raise ProtocolError(f"PDU type 0x{pdu_type:02X} does not exist: the peer does not speak DICOM")
+            detail = f"PDU type 0x{pdu_type:02X} does not exist: the peer does not speak DICOM"
+            raise PDUError(detail, AbortReason.UNRECOGNIZED_PDU)
 
     def __repr__(self) -> str:
         return f"<PDUReader, {self.pending} bytes pending, P-DATA-TF up to {self.max_data_length}>"
@@ -289,14 +302,14 @@ def decode_data(body: memoryview) -> Iterator[PDV]:
     """Yield the presentation data values of a P-DATA-TF (PS3.8 section 9.3.5).
 
     :param body: the PDU without its header
-    :raises ProtocolError: when an item does not fit, there is none, or a context ID is even
+    :raises PDUError: when an item does not fit, there is none, or a context ID is even
     """
     at, end = 0, len(body)
     if not end:
-        raise ProtocolError("P-DATA-TF without a presentation data value")
+        raise PDUError("P-DATA-TF without a presentation data value")
     while at < end:
         if end - at < HEADER_LENGTH:
-            raise ProtocolError("P-DATA-TF ends inside the header of a presentation data value")
+            raise PDUError("P-DATA-TF ends inside the header of a presentation data value")
         length, context_id, control = _PDV_HEADER.unpack_from(body, at)
         stop = at + 4 + length
         _check_fragment(length, context_id, end - at - 4)
@@ -306,10 +319,10 @@ def decode_data(body: memoryview) -> Iterator[PDV]:
 
 
 def _check_fragment(length: int, context_id: int, left: int) -> None:
-    if not 2 <= length <= left:
-        raise ProtocolError(f"presentation data value of {length} bytes where {left} are left")
+    if not 2 <= length <= left or 0 < left - length < HEADER_LENGTH:
+        raise PDUError(f"presentation data value of {length} bytes where {left} are left")
     if not context_id & 1:
-        raise ProtocolError(f"presentation context ID {context_id} is even")
+        raise PDUError(f"presentation context ID {context_id} is even")
 
 
 def decode_reject(body: memoryview) -> AssociationRejected:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from asyncdicom import (
@@ -149,6 +151,59 @@ async def test_an_answer_and_the_end_that_come_together_are_both_noticed(no_leak
                     await association.echo()
                 finally:
                     assert time.monotonic() - started < 1.0
+
+
+async def test_a_peer_that_is_gone_when_it_is_refused_is_an_operation_that_failed(no_leaks: object, engine: Engine) -> None:
+    """It says what deserves an A-ABORT, and closes or resets before that can be sent."""
+    talking = itertools.count()
+
+    async def script(wire: Wire) -> None:
+        turn = next(talking)
+        await accept(wire)
+        await wire.receive_message()
+        await wire.send(b"\x99" * 10)
+        for _ in range(turn // 2):
+            await anyio.lowlevel.checkpoint()
+        if turn % 2:
+            wire.reset()
+
+    async with scripted(script) as peer:
+        for _ in range(16):
+            with pytest.raises(OperationError) as caught:
+                async with associate(peer.modality(), contexts=ECHO, engine=engine) as association:
+                    await association.echo()
+            assert caught.value.reason in ("protocol_error", "connection_lost")
+
+
+async def test_an_association_that_breaks_while_an_instance_is_handled_ends_by_an_error_of_ours(
+    no_leaks: object, engine: Engine
+) -> None:
+    """The instance came whole, the garbage behind it too: there is nobody left to answer."""
+
+    async def script(wire: Wire) -> None:
+        await accept(wire, max_length=16_384)
+        await wire.receive_message()
+        store = dimse.request(
+            CommandField.C_STORE_RQ, 9, HELD.sop_class_uid, dataset=True, AffectedSOPInstanceUID=HELD.sop_instance_uid
+        )
+        instance = pdu.encode_message(3, dimse.encode_command(store), HELD.dataset, max_length=16_384)
+        await wire.send(bytes(instance) + b"\x99" * 10)
+        await wire.closed()
+
+    async def take(received: Received) -> int:
+        await anyio.sleep(0.1)
+        return 0x0000
+
+    query = Query(level="study", keys={"StudyInstanceUID": "1.2.3"})
+    contexts = [
+        PresentationContext(query.get_sop_class),
+        PresentationContext(HELD.sop_class_uid, (HELD.transfer_syntax_uid,), scu_role=False, scp_role=True),
+    ]
+    async with scripted(script) as peer:
+        with pytest.raises(OperationError):
+            async with associate(peer.modality(), contexts=contexts, engine=engine) as association:
+                async for _ in association.get(query, take):
+                    pass
 
 
 @pytest.mark.parametrize("end", ["abort", "release", "close"])

@@ -11,6 +11,7 @@ from pynetdicom.acse import ACSE
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.timer import Timer
@@ -25,10 +26,19 @@ MEMBERS = {
         "request",
         "run_reactor",
     ],
-    DULServiceProvider: ["_decode_pdu", "kill_dul", "receive_pdu", "run_reactor", "idle_timer_expired"],
+    DULServiceProvider: ["_decode_pdu", "_send", "kill_dul", "receive_pdu", "run_reactor", "idle_timer_expired"],
     DIMSEServiceProvider: ["get_msg", "receive_primitive", "send_msg"],
     AssociationSocket: ["_create_socket", "close", "connect", "ready", "recv", "send"],
-    ACSE: ["is_aborted", "is_release_requested", "negotiate_association", "negotiate_release", "send_reject", "send_release"],
+    ACSE: [
+        "is_aborted",
+        "is_release_requested",
+        "negotiate_association",
+        "negotiate_release",
+        "send_abort",
+        "send_reject",
+        "send_release",
+    ],
+    DIMSEMessage: ["decode_msg"],
     Timer: ["expired", "remaining", "restart", "start", "stop", "timeout"],
     fsm.StateMachine: ["do_action"],
 }
@@ -55,13 +65,14 @@ def test_the_attributes_that_are_replaced_exist() -> None:
     for owner, names in (
         (
             association,
-            ["dul", "dimse", "_dul_ready", "_kill", "_is_paused", "_reactor_checkpoint", "_sent_abort", "_accepted_cx"],
+            ["acse", "dul", "dimse", "_dul_ready", "_kill", "_is_paused", "_reactor_checkpoint", "_sent_abort", "_accepted_cx"],
         ),
         (
             association.dul,
             ["to_provider_queue", "to_user_queue", "event_queue", "artim_timer", "_idle_timer", "_run_loop_delay"],
         ),
         (association.dimse, ["message", "msg_queue"]),
+        (DIMSEMessage(), ["encoded_command_set", "data_set"]),
     ):
         for name in names:
             assert hasattr(owner, name), f"{type(owner).__qualname__}.{name} has moved"

@@ -284,35 +284,3 @@ def study(count: int) -> list[Instance]:
         )
         for one in held
     ]
-
-
-@pytest.mark.timeout(120)
-async def test_500_targets_of_which_half_are_ill_end_by_the_deadline(no_leaks: object, fleet_of: Callable[..., Fleet]) -> None:
-    """Bar C1: black holes, silence, stalls and resets of 10 % each, garbage and endless Pending of 5 % each."""
-    faults = "black_hole=10%,silent=10%,stall=10%,reset=10%,garbage=5%,endless_pending=5%"
-    expected = {
-        Fault.BLACK_HOLE: {"connect_timeout"},
-        Fault.SILENT: {"associate_timeout"},
-        Fault.STALLING: {"associate_timeout"},
-        Fault.RESETTING: {"connection_lost"},
-        Fault.GARBAGE: {"protocol_error"},
-        Fault.ENDLESS_PENDING: {"ok"},
-        Fault.HEALTHY: {"ok"},
-    }
-    timeouts = Timeouts(connect=2.0, associate=2.0, operation=2.0, release=1.0)
-    deadline = 25.0
-    async with simulate(500, faults=faults) as sims:
-        inventory = sims.inventory(timeouts=timeouts)
-        async with fleet_of(inventory, concurrency=100, deadline=deadline) as fleet:
-            started = time.monotonic()
-            outcomes = {outcome.modality: str(outcome.reason) async for outcome in fleet.echo()}
-            assert time.monotonic() - started < deadline + 1
-        wrong = {
-            name: (fault, outcomes[name])
-            for name, fault in (
-                (modality.name, sim.behaviour.fault) for modality, sim in zip(inventory, sims.modalities, strict=True)
-            )
-            if outcomes[name] not in expected[fault]
-        }
-    assert len(outcomes) == 500
-    assert wrong == {}

@@ -303,7 +303,7 @@ def test_the_first_common_transfer_syntax_in_the_requestors_order_is_accepted() 
         ContextResult(1, 0, EXPLICIT),
         ContextResult(3, 4, EXPLICIT),
         ContextResult(5, 3, EXPLICIT),
-        ContextResult(7, 4, ""),
+        ContextResult(7, 4, IMPLICIT),
     )
 
 
