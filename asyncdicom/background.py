@@ -1,13 +1,19 @@
-"""Tasks that an object owns between its ``__aenter__`` and its ``__aexit__``."""
+"""Tasks that an object owns between its ``__aenter__`` and its ``__aexit__``, and work that must not be left halfway."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class BackgroundTasks:
@@ -52,3 +58,24 @@ class BackgroundTasks:
             if len(crashed.exceptions) == 1:
                 raise crashed.exceptions[0] from error
             raise
+
+
+async def to_its_end(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
+    """Await what must not be left halfway: when the caller is cancelled, that is raised after the end.
+
+    A shielded scope is not enough: it stops anyio's cancellation, and not that of asyncio.
+    """
+    task = work if isinstance(work, asyncio.Future) else asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    # Cancelled again; it is raised below.
+                    continue
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("what a cancelled caller began has failed: %s", type(error).__name__)
+        raise

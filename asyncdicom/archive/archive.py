@@ -38,9 +38,10 @@ from asyncdicom.archive.directory import Directory
 from asyncdicom.archive.layout import DEFAULT_LAYOUT, Layout
 from asyncdicom.archive.placement import Placed, Placement
 from asyncdicom.archive.sqlite import SQLiteIndex
-from asyncdicom.archive.threads import end, to_its_end
+from asyncdicom.archive.threads import end
 from asyncdicom.archive.turns import Turns
 from asyncdicom.association.received import Received
+from asyncdicom.background import to_its_end
 from asyncdicom.errors import ArchiveError, ArchiveFull, ConfigurationError, DatasetError
 from asyncdicom.observe import NULL_OBSERVER, Observer
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from asyncdicom.archive.contract import OUT_OF_RESOURCES, Draft, Stored
-from asyncdicom.archive.threads import to_its_end
 from asyncdicom.association.received import Received
+from asyncdicom.background import to_its_end
 from asyncdicom.elements import Buffer
 
 # Runs what blocks on a thread of the archive's; what goes wrong there comes back as the answer for the sender.

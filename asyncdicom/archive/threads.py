@@ -1,19 +1,10 @@
-"""What is under way on threads, awaited to its end."""
+"""The end of a pool of threads, awaited."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
-
-from anyio import CancelScope
-
-_log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 async def end(executor: ThreadPoolExecutor) -> None:
@@ -27,24 +18,3 @@ async def end(executor: ThreadPoolExecutor) -> None:
 
     threading.Thread(target=join, name="archive-end", daemon=True).start()
     await ended
-
-
-async def to_its_end(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
-    """Await what must not be left halfway: when the caller is cancelled, that is raised after the end.
-
-    A shielded scope is not enough: it stops anyio's cancellation, and not that of asyncio.
-    """
-    task = work if isinstance(work, asyncio.Task) else asyncio.get_running_loop().create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with CancelScope(shield=True):
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError:
-                    # Cancelled again; it is raised below.
-                    continue
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("what a cancelled caller began has failed: %s", type(error).__name__)
-        raise

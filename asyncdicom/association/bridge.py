@@ -37,6 +37,7 @@ from asyncdicom.association.instance import Instance
 from asyncdicom.association.primitives import to_primitive
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers
+from asyncdicom.background import to_its_end
 from asyncdicom.errors import (
     AssociateTimeout,
     AssociationAborted,
@@ -317,9 +318,8 @@ class BridgedAssociation(Dialogue):
         raw = self.raw
         if not raw.is_released:
             raw.request_abort()
-        future = asyncio.get_running_loop().run_in_executor(workers(), raw.close_down)
-        with anyio.CancelScope(shield=True):
-            await future
+        # A job that no thread has taken yet would be lost with whoever waits for it.
+        await to_its_end(asyncio.get_running_loop().run_in_executor(workers(), raw.close_down))
 
 
 def _negotiation_items(modality: Modality, asked: AssociateRequest) -> Iterable[Any]:

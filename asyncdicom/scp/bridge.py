@@ -26,6 +26,7 @@ from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.primitives import to_primitive
 from asyncdicom.association.received import Received
 from asyncdicom.association.workers import workers
+from asyncdicom.background import to_its_end
 from asyncdicom.elements import Buffer
 from asyncdicom.errors import ProtocolError
 from asyncdicom.scp.contexts import results_of
@@ -337,8 +338,7 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
         raise
     finally:
         door.serving.discard(association)
-        with anyio.CancelScope(shield=True):
-            await loop.run_in_executor(workers(), association.close_down)
+        await to_its_end(loop.run_in_executor(workers(), association.close_down))
         # Its threads have ended: what the one that reads has taken since the other gave all back.
         door.ingest.budget.give_back(association)
         door.ingest.answered()
