@@ -35,6 +35,7 @@ from asyncdicom.association.hardened import HardenedAssociation
 from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.primitives import to_primitive
+from asyncdicom.association.proposal import extended_of, request_to
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers
 from asyncdicom.background import to_its_end
@@ -55,7 +56,7 @@ from asyncdicom.upper_layer import negotiation
 from asyncdicom.upper_layer.context import AcceptedContext, PresentationContext
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from asyncdicom.upper_layer.message import Command, Message
-from asyncdicom.upper_layer.negotiation import AssociateRequest, ExtendedNegotiation
+from asyncdicom.upper_layer.negotiation import AssociateRequest
 
 T = TypeVar("T")
 
@@ -77,15 +78,7 @@ async def request(
 
     :raises OperationError: when it cannot be had
     """
-    proposed, roles = negotiation.propose(contexts)
-    extended = () if query is None else (ExtendedNegotiation(query.find_sop_class, query.extended_negotiation),)
-    asked = AssociateRequest(
-        called_ae_title=modality.ae_title,
-        calling_ae_title=calling_ae_title,
-        contexts=proposed,
-        roles=roles,
-        extended=tuple(item for item in extended if item.information),
-    )
+    asked = request_to(modality, calling_ae_title, contexts, extended_of(query))
     sock = await transport.connect(modality, phases)
     try:
         peer_address = sock.getpeername()

@@ -17,6 +17,7 @@ from asyncdicom.association.dialogue import Dataset_, Dialogue
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.link import Link
 from asyncdicom.association.plain import PlainTransport
+from asyncdicom.association.proposal import extended_of, request_to
 from asyncdicom.association.query import Query
 from asyncdicom.association.workers import workers
 from asyncdicom.errors import (
@@ -60,8 +61,7 @@ async def request(
 
     :raises OperationError: when it cannot be had
     """
-    extended = None if query is None else (query.find_sop_class, query.extended_negotiation)
-    proposal = _propose(modality, calling_ae_title, tuple(contexts), extended)
+    proposal = _propose(modality, calling_ae_title, tuple(contexts), extended_of(query))
     link = await _connect(modality, phases)
     association = NativeAssociation(modality, phases, link)
     try:
@@ -111,19 +111,9 @@ def _propose(
     modality: Modality,
     calling_ae_title: str,
     contexts: tuple[PresentationContext, ...],
-    extended: tuple[str, bytes] | None,
+    extended: tuple[ExtendedNegotiation, ...],
 ) -> _Proposal:
-    proposed, roles = negotiation.propose(contexts)
-    asked = AssociateRequest(
-        called_ae_title=modality.ae_title,
-        calling_ae_title=calling_ae_title,
-        contexts=proposed,
-        max_length=modality.limits.max_pdu,
-        roles=roles,
-        extended=(ExtendedNegotiation(*extended),) if extended is not None and extended[1] else (),
-        user_identity=modality.user_identity,
-    )
-    return _Proposal(asked)
+    return _Proposal(request_to(modality, calling_ae_title, contexts, extended))
 
 
 async def _connect(modality: Modality, phases: Phases) -> Link:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import anyio
 
 from asyncdicom.association.contract import Association, associate
 from asyncdicom.association.query import Query
+from asyncdicom.errors import OperationError
 from asyncdicom.modality import Modality
 from asyncdicom.outcome import Phases
 from asyncdicom.upper_layer.context import PresentationContext
@@ -123,7 +124,8 @@ class Linger:
     async def _end(self, idle: _Idle) -> None:
         # How it ends is nobody's concern any more, only that it does; a release has its own deadline.
         idle.association.phases = Phases()
-        await idle.manager.__aexit__(None, None, None)
+        with suppress(OperationError):
+            await idle.manager.__aexit__(None, None, None)
 
     async def close(self) -> None:
         """End all of them."""

@@ -40,6 +40,7 @@ from tests.association.differential import (
     saying,
 )
 from tests.differences import allow, differs
+from tests.malformed import resized, without
 from tests.mutation import values
 
 # pynetdicom hands UIDs that are none to pydicom, which warns.
@@ -95,21 +96,6 @@ ACCEPTANCES: dict[str, Any] = {
 @pytest.mark.parametrize("edit", ACCEPTANCES.values(), ids=ACCEPTANCES)
 async def test_an_acceptance_means_the_same(no_leaks: object, edit: EditAccept) -> None:
     await both(accepting(edit, then=acknowledge), echo, contexts=ECHO)
-
-
-def resized(encoded: bytes) -> bytes:
-    """A PDU with the length that it has."""
-    return encoded[:2] + struct.pack(">I", len(encoded) - 6) + encoded[6:]
-
-
-def without(item: bytes) -> Callable[[bytes], bytes]:
-    """The PDU without the item that begins with certain bytes."""
-
-    def cut(encoded: bytes) -> bytes:
-        at = encoded.index(item, 74)
-        return resized(encoded[:at] + encoded[at + 4 + int.from_bytes(encoded[at + 2 : at + 4], "big") :])
-
-    return cut
 
 
 ENCODED: dict[str, Any] = {

@@ -28,6 +28,7 @@ from asyncdicom.upper_layer.negotiation import (
     Role,
 )
 from tests.differences import allow
+from tests.malformed import resized, without
 from tests.mutation import values
 from tests.scp.differential import (
     CONTEXTS,
@@ -204,21 +205,6 @@ REFUSALS: dict[str, dict[str, Any]] = {
 async def test_an_association_is_rejected_the_same(no_leaks: object, refusal: dict[str, Any]) -> None:
     native, _ = await both([asking()], **refusal)
     assert native.spoken.names == ["A-ASSOCIATE-RJ"]
-
-
-def resized(encoded: bytes) -> bytes:
-    """A PDU with the length that it has."""
-    return encoded[:2] + (len(encoded) - 6).to_bytes(4, "big") + encoded[6:]
-
-
-def without(item: bytes) -> Callable[[bytes], bytes]:
-    """The PDU without the item that begins with certain bytes."""
-
-    def cut(encoded: bytes) -> bytes:
-        at = encoded.index(item, 74)
-        return resized(encoded[:at] + encoded[at + 4 + int.from_bytes(encoded[at + 2 : at + 4], "big") :])
-
-    return cut
 
 
 ENCODED: dict[str, Any] = {
