@@ -18,7 +18,8 @@ from asyncdicom.upper_layer import negotiation, pdu
 from asyncdicom.upper_layer.context import EXPLICIT_VR_LITTLE_ENDIAN
 from asyncdicom.upper_layer.message import Command, CommandField, MessageReader, encode_command
 from asyncdicom.upper_layer.pdu import PDUReader, PDUType
-from benchmarks.processes import free_port, module, serving
+from benchmarks.processes import module, serving
+from tests.peers.running import free_port
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 # What each match has: keyword, tag, VR and a value in which {0} is the study's number, in the order of the tags.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -18,8 +17,6 @@ from pathlib import Path
 
 _READY = 60.0
 _END = 10.0
-# Below the range from which the kernel picks ports for outgoing connections, so that none of those takes it meanwhile.
-_PORTS = range(20_000, 32_000)
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - folders of our own inside of it
 
@@ -37,21 +34,6 @@ class Failed(Exception):
 
 
 # Running
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
-    for _ in range(100):
-        port = random.choice(_PORTS)
-        # On all interfaces, because foreign programs bind there.
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise Failed("no free port was found")
 
 
 def module(name: str, *words: object) -> list[str]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import NODELAY, Failed, free_port, module, serving
+from benchmarks.processes import NODELAY, Failed, module, serving
 from tests.peers.programs import program
+from tests.peers.running import free_port
 
 # What a task that looks for the loop's lag sleeps, in seconds.
 LAG_INTERVAL = 0.005

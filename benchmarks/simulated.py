@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.processes import Failed, free_port, module, serving
+from benchmarks.processes import Failed, module, serving
+from tests.peers.running import free_port
 
 # Addresses that no other listener has, so that one free port is free on all of them.
 _FIRST = "127.80.0.1"

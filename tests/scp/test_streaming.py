@@ -66,6 +66,29 @@ async def test_an_object_that_is_cut_off_on_its_way_leaves_nothing(
         assert await anyio.to_thread.run_sync(files_of, tmp_path / "archive") == []
 
 
+@pytest.mark.parametrize("how", ["stalls", "is drained"])
+async def test_an_object_that_stays_half_leaves_nothing(
+    no_leaks: object, engine: Engine, tmp_path: Path, seen: Seen, how: str
+) -> None:
+    """Its peer stops in the middle of it: until it is silent for too long, or until we may wait no longer."""
+    instance = large(8 * MEBIBYTE)
+    patience = {"idle_timeout": 0.5} if how == "stalls" else {"drain_timeout": 0.5}
+    async with Archive(tmp_path / "archive", index=f"sqlite:{tmp_path / 'index.db'}") as archive:
+        async with StorageSCP(archive, port=0, engine=engine, observer=seen, **patience) as scp:  # type: ignore[arg-type]
+            async with await Wire.connect("127.0.0.1", scp.port) as wire:
+                agreed = await wire.associate(STORAGE)
+                encoded = pdu.encode_message(1, store_command(instance), instance.dataset, max_length=agreed.max_length)
+                await wire.send(encoded[: 5 * MEBIBYTE])
+                if how == "is drained":
+                    with anyio.fail_after(5):
+                        await scp.drain()
+                assert await wire.closed() < 3.0
+            await seen.settled()
+            assert scp._door.ingest.budget.used == 0
+        assert await anyio.to_thread.run_sync(files_of, tmp_path / "archive") == []
+    assert seen.aborted == {"stalled" if how == "stalls" else "drain": 1}
+
+
 def store_command(instance: HeldInstance, **elements: object) -> bytes:
     command = dimse.request(
         CommandField.C_STORE_RQ,
