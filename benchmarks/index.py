@@ -73,10 +73,12 @@ def _cost(setting: Setting, made: Path, rows: int, durability: str) -> Readings:
         seconds([module("benchmarks.index", "fill", filled, rows)], limit=1_800)
     costs = []
     for _ in range(_COPIES):
-        with TemporaryDirectory(dir=setting.memory if durability == "none" else setting.disk) as folder:
-            copy = Path(folder) / "copy"
+        with setting.folder(durability) as folder:
+            copy = folder / "copy"
             shutil.copytree(filled, copy)
             readings = told_by(module("benchmarks.index", "store", copy, _STORES, durability))
+            # One of a million rows is too much to be kept until the end of the run.
+            (copy / _INDEX).unlink()
         if readings["rows"] != rows + _FIRST + _STORES:
             raise Failed(f"the index has {readings['rows']:.0f} rows instead of {rows + _FIRST + _STORES}")
         costs.append(readings["cost"])

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.comparison import Bar, Figure, Readings, Row, Trial, at_least, at_most
 from benchmarks.processes import NAGLE, NODELAY, Environment, Failed, cpu_seconds, seconds
@@ -44,7 +43,7 @@ def _sent(size: Size, count: int, senders: int, words: str) -> str:
 
 def _nothing_synced(setting: Setting, size: Size) -> Trial:
     names = ("ours", "storescp", "tutorial", "discarding", "ignoring")
-    sides = {name: partial(_load, setting, name, setting.memory, "none", size, _COUNTS[size]) for name in names}
+    sides = {name: partial(_load, setting, name, "none", size, _COUNTS[size]) for name in names}
     sent = _sent(size, _COUNTS[size], _SENDERS, "TCP_NODELAY=1")
 
     def row(name: str, what: str, reading: str, bar: Bar | None, ours: str, theirs: str, peer: str) -> Row:
@@ -73,7 +72,7 @@ def _nothing_synced(setting: Setting, size: Size) -> Trial:
 
 def _durable(setting: Setting, size: Size) -> Trial:
     names = ("ours", "Orthanc", "tutorial")
-    sides = {name: partial(_load, setting, name, setting.disk, "full", size, _COUNTS[size]) for name in names}
+    sides = {name: partial(_load, setting, name, "full", size, _COUNTS[size]) for name in names}
     rows = [
         Row(
             name=f"{name} {size} full",
@@ -94,7 +93,7 @@ def _durable(setting: Setting, size: Size) -> Trial:
 
 def _stalled(setting: Setting) -> Trial:
     sides = {
-        name: partial(_load, setting, name, setting.disk, "full", "small", count, senders=1, environment=NAGLE)
+        name: partial(_load, setting, name, "full", "small", count, senders=1, environment=NAGLE)
         for name, count in _STALLING.items()
     }
     row = Row(
@@ -131,7 +130,6 @@ def _storm(port: int, paths: list[Path], senders: int, environment: Environment)
 def _load(
     setting: Setting,
     name: str,
-    place: Path,
     durability: str,
     size: Size,
     count: int,
@@ -139,7 +137,7 @@ def _load(
     environment: Environment = NODELAY,
 ) -> Readings:
     paths = setting.instances(size, count)
-    with TemporaryDirectory(dir=place) as folder, receiver(name, Path(folder), durability) as receiving:
+    with setting.folder(durability) as folder, receiver(name, folder, durability) as receiving:
         before = cpu_seconds(receiving.pid)
         if name in ("ours", "discarding"):
             with setting.profiled(receiving.pid, f"store {name} {size} {durability}"):
@@ -153,9 +151,9 @@ def _load(
 
 def _lag(setting: Setting, size: Size) -> Readings:
     paths = setting.instances(size, _WATCHED[size])
-    with TemporaryDirectory(dir=setting.disk) as folder:
-        file = Path(folder) / "lag"
-        with receiver("ours", Path(folder), "full", file) as receiving:
+    with setting.folder("full") as folder:
+        file = folder / "lag"
+        with receiver("ours", folder, "full", file) as receiving:
             started = time.monotonic()
             _storm(receiving.port, paths, _SENDERS, NODELAY)
             ended = time.monotonic()
