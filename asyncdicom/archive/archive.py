@@ -6,7 +6,6 @@ import asyncio
 import errno
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +19,7 @@ import aiofiles.os
 from anyio import CancelScope
 
 from asyncdicom.archive.arriving import Arriving
+from asyncdicom.archive.attempt import Attempt
 from asyncdicom.archive.contract import (
     CANNOT_UNDERSTAND,
     DUPLICATE_SOP_INSTANCE,
@@ -109,7 +109,6 @@ class Archive:
         self._objects: Objects = Directory(self.directory, durability=durability, min_free=min_free)
         self._placement = Placement(self._objects, Layout(layout), duplicates, self.index)
         # Each is one hop to a thread, however many steps it takes there.
-        self._place = aiofiles.os.wrap(self._placement.place)
         self._undo = aiofiles.os.wrap(self._placement.undo)
         self._finish = aiofiles.os.wrap(self._placement.finish)
         self._executor: ThreadPoolExecutor | None = None
@@ -247,26 +246,24 @@ class Archive:
                 return _refusal(received, error)
 
     async def _keep_in_turn(self, received: Received, draft: Draft | None) -> Stored:
+        executor = self._executor
+        if executor is None:
+            raise ArchiveError("the archive is closed")
         contested = False
         for _ in range(_ROUNDS):
-            placed: Placed = await self._place(received, contested, draft, executor=self._executor)
-            for step, seconds in placed.steps:
-                self._observer.write_step(step, seconds)
-            if self.index is None or placed.entry is None:
-                return self._stored(received, placed)
-            started = time.perf_counter()
+            attempt = Attempt(self._placement, self.index, received, contested, draft)
+            placed = None
             try:
-                added = await self.index.add(placed.entry, placed.supersedes, placed.duplicate)
-            except ArchiveError:
-                await self._undo(placed, executor=self._executor)
-                raise
-            self._observer.write_step("index", time.perf_counter() - started)
-            if not added:
-                # The SOP instance is there under another path, which only the index knows.
-                await self._undo(placed, executor=self._executor)
-            elif not placed.adopted:
+                placed = await attempt.run(executor)
+            finally:
+                # The index did not take it, or the SOP instance is there under another path, which only the index knows.
+                if placed is None and attempt.placed is not None:
+                    await self._undo(attempt.placed, executor=executor)
+            for step, seconds in attempt.steps:
+                self._observer.write_step(step, seconds)
+            if placed is not None and not placed.adopted:
                 if placed.kept_aside or placed.obsolete:
-                    await self._finish(placed, executor=self._executor)
+                    await self._finish(placed, executor=executor)
                 return self._stored(received, placed)
             contested = True
         raise ArchiveError("what is there of this instance changes as fast as it is looked at")

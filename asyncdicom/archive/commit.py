@@ -1,36 +1,38 @@
-"""Group commit: one thread writes, and everything that waits for it shares a transaction.
+"""Group commit: one thread at a time writes, and everything that waits meanwhile shares its next transaction.
 
 A commit costs a sync of the disk however many rows it holds. While one is under way, what arrives is collected for the
-next, over all associations; nobody waits for company.
+next, over all associations; nobody waits for company. There is no thread for it: whoever hands in a job commits it, and
+whatever else has come by then, unless somebody is at it already and takes the job along. Handing every job to a thread
+of its own costs two changes of threads more, which is as much as a sync of a fast disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from asyncdicom.errors import ArchiveError, ArchiveFull
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 TransactionT = TypeVar("TransactionT")
 
 # A bound on how much one failing row makes the others do again.
 _MAX_GROUP = 512
 
-_Job = tuple[Callable[[TransactionT], object], "asyncio.Future[object]"]
+_Job = tuple[Callable[[TransactionT], object], "asyncio.Future[Any]"]
 
 
 class GroupCommit(Generic[TransactionT]):
-    """One writing thread on one connection.
+    """Commits on one connection, which one thread at a time uses.
 
-    :param connection: for this thread alone from now on, in autocommit mode
+    :param connection: for this alone from now on, in autocommit mode, free of any thread
     :param begin: makes what jobs work on; called once for every transaction
     :param end: called before the commit, to write what the jobs have added up
     """
@@ -45,50 +47,45 @@ class GroupCommit(Generic[TransactionT]):
         self._begin = begin
         self._end = end
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[_Job[TransactionT] | None] = SimpleQueue()
+        self._waiting: deque[_Job[TransactionT]] = deque()
+        self._committing = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="archive-index", daemon=True)
-        self._thread.start()
 
-    async def submit(self, job: Callable[[TransactionT], T]) -> T:
-        """Run a job in a transaction, and return its result once that is committed.
+    def submit(self, job: Callable[[TransactionT], object], told: asyncio.Future[Any]) -> None:
+        """Have a job run in a transaction. Blocks for as long as the calling thread is the one that commits.
 
-        The job may be run twice, and must do nothing but work on the transaction. When the caller is cancelled the job is
-        done all the same.
+        The job may be run twice, and must do nothing but work on the transaction. It is done whether anybody still waits
+        or not.
 
-        :raises ArchiveError: when it was not committed
+        :param told: a future of the loop: gets the job's result once that is committed, an :class:`ArchiveError` when it
+            is not
         """
         if self._closed:
-            raise ArchiveError("the index is closed")
-        future: asyncio.Future[object] = self._loop.create_future()
-        self._queue.put((job, future))
-        return cast(T, await future)
+            self._tell([(job, told)], [ArchiveError("the index is closed")])
+            return
+        self._waiting.append((job, told))
+        # Who finds the lock taken can go: its holder looks once more after it has let go.
+        while self._waiting and self._committing.acquire(blocking=False):
+            try:
+                self._commit_waiting()
+            finally:
+                self._committing.release()
 
     def close(self) -> None:
-        """Commit what was submitted, and end the thread. Blocks until it has ended."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-        self._thread.join()
+        """Commit what was submitted. Blocks until that is done."""
+        self._closed = True
+        with self._committing:
+            while self._waiting:
+                self._commit_waiting()
 
-    def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            group = [job]
-            try:
-                while len(group) < _MAX_GROUP:
-                    following = self._queue.get_nowait()
-                    if following is None:
-                        self._queue.put(None)
-                        break
-                    group.append(following)
-            except Empty:
-                pass
-            results = self._commit_group(group)
-            try:
-                self._loop.call_soon_threadsafe(_resolve, group, results)
-            except RuntimeError:
-                # The loop is closed: nobody waits any more. What was submitted is committed nevertheless.
-                continue
+    def _commit_waiting(self) -> None:
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_GROUP))]
+        self._tell(group, self._commit_group(group))
+
+    def _tell(self, group: list[_Job[TransactionT]], results: list[object]) -> None:
+        # The loop may be closed: nobody waits any more. What was submitted is committed nevertheless.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_resolve, group, results)
 
     def _commit_group(self, group: list[_Job[TransactionT]]) -> list[object]:
         """Return for every job its result, or the error with which it failed."""

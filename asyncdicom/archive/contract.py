@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -283,6 +284,13 @@ class Index(RowReader, Protocol):
         :param supersedes: rows that this one takes the place of
         :return: False, and nothing added, when this SOP instance (and variant) is there already
         :raises ArchiveError: when it could not be committed
+        """
+
+    def submit(self, entry: Entry, supersedes: Sequence[int], duplicate: str | None, told: asyncio.Future[bool]) -> None:
+        """Do what :meth:`add` does, from a thread of the caller's, which this may block.
+
+        :param told: a future of the loop that opened the index: what :meth:`add` returns or raises
+        :raises ArchiveError: when the index is not open
         """
 
     async def remove(self, rows: Iterable[int]) -> None:

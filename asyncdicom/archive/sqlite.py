@@ -28,7 +28,8 @@ _SETTING = "archive.index"
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
 # How long delivered events stay for a look back, in seconds.
 _DELIVERED_KEPT = 7 * 86400.0
-_READERS = 2
+# One of them may be committing for everybody.
+_READERS = 3
 
 _FIELDS = (
     "sop_instance_uid",
@@ -190,7 +191,6 @@ class SQLiteIndex:
                 connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA cache_size = -32768")
-                connection.execute("PRAGMA wal_autocheckpoint = 4000")
                 self._migrate(connection)
             except BaseException:
                 connection.close()
@@ -249,9 +249,23 @@ class SQLiteIndex:
     # Writing
 
     async def _write(self, job: Callable[[_Transaction], T]) -> T:
-        if self._commits is None:
+        if self._readers is None or self._commits is None:
             raise ArchiveError("the index is not open")
-        return await self._commits.submit(job)
+        told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        # Done whether the caller is cancelled or not.
+        self._readers.submit(self._commits.submit, job, told)
+        return await told
+
+    def submit(self, entry: Entry, supersedes: Sequence[int], duplicate: str | None, told: asyncio.Future[bool]) -> None:
+        """Do what :meth:`add` does, from a thread of the caller's, which this may block.
+
+        :param told: a future of the loop that opened the index: what :meth:`add` returns or raises
+        :raises ArchiveError: when the index is not open
+        """
+        commits = self._commits
+        if commits is None:
+            raise ArchiveError("the index is not open")
+        commits.submit(lambda transaction: transaction.add(entry, supersedes, duplicate), told)
 
     async def add(self, entry: Entry, supersedes: Sequence[int] = (), duplicate: str | None = None) -> bool:
         """Add an instance and its event in one transaction, and return once that is committed.
