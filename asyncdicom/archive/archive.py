@@ -19,7 +19,6 @@ import aiofiles.os
 from anyio import CancelScope
 
 from asyncdicom.archive.arriving import Arriving
-from asyncdicom.archive.attempt import Attempt
 from asyncdicom.archive.contract import (
     CANNOT_UNDERSTAND,
     DUPLICATE_SOP_INSTANCE,
@@ -35,6 +34,7 @@ from asyncdicom.archive.contract import (
     Stored,
 )
 from asyncdicom.archive.directory import Directory
+from asyncdicom.archive.keeper import Attempt, Keeper
 from asyncdicom.archive.layout import DEFAULT_LAYOUT, Layout
 from asyncdicom.archive.placement import Placed, Placement
 from asyncdicom.archive.sqlite import SQLiteIndex
@@ -112,6 +112,7 @@ class Archive:
         self._undo = aiofiles.os.wrap(self._placement.undo)
         self._finish = aiofiles.os.wrap(self._placement.finish)
         self._executor: ThreadPoolExecutor | None = None
+        self._keeper: Keeper | None = None
         self._turns = Turns()
         self._under_way: set[asyncio.Task[Stored]] = set()
         self._arriving: WeakSet[Arriving] = WeakSet()
@@ -139,6 +140,7 @@ class Archive:
         if self.index is not None:
             await self.index.open()
         await self._recover(executor, self.index)
+        self._keeper = Keeper(self._placement, self.index, executor, self._threads)
         self._at_once = self.index is None and self._objects.is_memory
 
     async def _recover(self, executor: ThreadPoolExecutor, index: Index | None) -> None:
@@ -166,6 +168,7 @@ class Archive:
             await arriving.discard()
         if self.index is not None:
             await self.index.close()
+        self._keeper = None
         executor, self._executor = self._executor, None
         if executor is not None:
             await aiofiles.os.wrap(self._objects.close)(executor=executor)
@@ -193,6 +196,8 @@ class Archive:
         # A hop to a thread and back costs more than all that is done there, and nothing here waits for a device.
         try:
             placed = self._placement.place(received)
+            if placed.unsettled is not None:
+                self._placement.settle(placed.unsettled)
         except (DatasetError, ArchiveError, OSError) as error:
             return _refusal(received, error)
         for step, seconds in placed.steps:
@@ -246,15 +251,15 @@ class Archive:
                 return _refusal(received, error)
 
     async def _keep_in_turn(self, received: Received, draft: Draft | None) -> Stored:
-        executor = self._executor
-        if executor is None:
+        executor, keeper = self._executor, self._keeper
+        if keeper is None:
             raise ArchiveError("the archive is closed")
         contested = False
         for _ in range(_ROUNDS):
-            attempt = Attempt(self._placement, self.index, received, contested, draft)
+            attempt = Attempt(received, contested, draft)
             placed = None
             try:
-                placed = await attempt.run(executor)
+                placed = await keeper.keep(attempt)
             finally:
                 # The index did not take it, or the SOP instance is there under another path, which only the index knows.
                 if placed is None and attempt.placed is not None:

@@ -9,14 +9,14 @@ of its own costs two changes of threads more, which is as much as a sync of a fa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from asyncdicom.archive import answers
 from asyncdicom.errors import ArchiveError, ArchiveFull
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ TransactionT = TypeVar("TransactionT")
 # A bound on how much one failing row makes the others do again.
 _MAX_GROUP = 512
 
-_Job = tuple[Callable[[TransactionT], object], "asyncio.Future[Any]"]
+Job = tuple[Callable[[TransactionT], object], "asyncio.Future[Any]"]
 
 
 class GroupCommit(Generic[TransactionT]):
@@ -47,23 +47,23 @@ class GroupCommit(Generic[TransactionT]):
         self._begin = begin
         self._end = end
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Job[TransactionT]] = deque()
+        self._waiting: deque[Job[TransactionT]] = deque()
         self._committing = threading.Lock()
         self._closed = False
 
-    def submit(self, job: Callable[[TransactionT], object], told: asyncio.Future[Any]) -> None:
-        """Have a job run in a transaction. Blocks for as long as the calling thread is the one that commits.
+    def submit(self, jobs: Sequence[Job[TransactionT]]) -> None:
+        """Have jobs run in a transaction. Blocks for as long as the calling thread is the one that commits.
 
-        The job may be run twice, and must do nothing but work on the transaction. It is done whether anybody still waits
+        A job may be run twice, and must do nothing but work on the transaction. It is done whether anybody still waits
         or not.
 
-        :param told: a future of the loop: gets the job's result once that is committed, an :class:`ArchiveError` when it
-            is not
+        :param jobs: each with a future of the loop, which gets its result once that is committed, an
+            :class:`ArchiveError` when it is not
         """
         if self._closed:
-            self._tell([(job, told)], [ArchiveError("the index is closed")])
+            answers.give(self._loop, [(told, ArchiveError("the index is closed")) for _, told in jobs])
             return
-        self._waiting.append((job, told))
+        self._waiting.extend(jobs)
         # Who finds the lock taken can go: its holder looks once more after it has let go.
         while self._waiting and self._committing.acquire(blocking=False):
             try:
@@ -80,14 +80,10 @@ class GroupCommit(Generic[TransactionT]):
 
     def _commit_waiting(self) -> None:
         group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_GROUP))]
-        self._tell(group, self._commit_group(group))
+        results = self._commit_group(group)
+        answers.give(self._loop, [(told, result) for (_, told), result in zip(group, results, strict=True)])
 
-    def _tell(self, group: list[_Job[TransactionT]], results: list[object]) -> None:
-        # The loop may be closed: nobody waits any more. What was submitted is committed nevertheless.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_resolve, group, results)
-
-    def _commit_group(self, group: list[_Job[TransactionT]]) -> list[object]:
+    def _commit_group(self, group: list[Job[TransactionT]]) -> list[object]:
         """Return for every job its result, or the error with which it failed."""
         try:
             return self._commit(group)
@@ -103,7 +99,7 @@ class GroupCommit(Generic[TransactionT]):
             results += self._commit_group([job])
         return results
 
-    def _commit(self, group: list[_Job[TransactionT]]) -> list[object]:
+    def _commit(self, group: list[Job[TransactionT]]) -> list[object]:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -125,16 +121,6 @@ class GroupCommit(Generic[TransactionT]):
 class _JobFailed(Exception):
     def __init__(self, error: Exception) -> None:
         self.error = error
-
-
-def _resolve(group: list[_Job[TransactionT]], results: list[object]) -> None:
-    for (_, future), result in zip(group, results, strict=True):
-        if future.done():
-            continue
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
 
 
 def _as_archive_error(error: BaseException) -> ArchiveError:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from asyncdicom.elements import Buffer
 from asyncdicom.outcome import Status
@@ -76,6 +76,18 @@ class Entry:
     def as_json(self) -> dict[str, Any]:
         """Every field, for an interface of a program."""
         return asdict(self)
+
+
+class Addition(NamedTuple):
+    """One instance for the index, as :meth:`Index.add` takes it.
+
+    :ivar told: a future of the loop that opened the index: what that returns or raises
+    """
+
+    entry: Entry
+    supersedes: Sequence[int]
+    duplicate: str | None
+    told: asyncio.Future[bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +202,11 @@ class Objects(Protocol):
         """Whether no device stands behind it, so that nothing here waits for one."""
         ...
 
+    @property
+    def syncs_names(self) -> bool:
+        """Whether there is anything to do for :meth:`settle_names`."""
+        ...
+
     def exists(self, path: str) -> bool:
         """Whether something has this name."""
 
@@ -212,7 +229,8 @@ class Objects(Protocol):
         """
 
     def create(self, path: str, header: bytes, data: Content, steps: Steps) -> None:
-        """Keep an object under a name that must be free.
+        """Keep an object under a name that must be free. The name is as durable as was asked for after
+        :meth:`settle_names`, which is good for all names in a folder.
 
         :param data: the dataset; a draft is used up, unless the name is taken
         :raises FileExistsError: when it is
@@ -239,6 +257,9 @@ class Objects(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove an object, and folders that are empty then."""
+
+    def settle_names(self, folder: str) -> None:
+        """Make the names in a folder as durable as was asked for."""
 
     def settle(self, path: str) -> None:
         """Make sure that what is there already is as durable as was asked for."""
@@ -286,10 +307,9 @@ class Index(RowReader, Protocol):
         :raises ArchiveError: when it could not be committed
         """
 
-    def submit(self, entry: Entry, supersedes: Sequence[int], duplicate: str | None, told: asyncio.Future[bool]) -> None:
-        """Do what :meth:`add` does, from a thread of the caller's, which this may block.
+    def submit(self, additions: Sequence[Addition]) -> None:
+        """Do what :meth:`add` does for some at once, from a thread of the caller's, which this may block.
 
-        :param told: a future of the loop that opened the index: what :meth:`add` returns or raises
         :raises ArchiveError: when the index is not open
         """
 

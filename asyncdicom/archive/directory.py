@@ -199,13 +199,7 @@ class Directory:
             is_moved = self._give_name(draft, path)
             is_named = True
             draft.named(is_moved=is_moved)
-            started = _note(steps, "name", started)
-            if self._sync_folders:
-                if not self._folders.is_settled(folder):
-                    # Made anew since it was prepared, by another store that may not have synced its entry yet.
-                    self._folders.prepare(folder)
-                self._folders.sync(folder)
-                _note(steps, "sync_folder", started)
+            _note(steps, "name", started)
         except BaseException as error:
             if is_named:
                 _discard(path, self._root)
@@ -387,14 +381,21 @@ class Directory:
             os.unlink(path, dir_fd=self._root)
         self._folders.tidy(path.rpartition("/")[0])
 
-    def settle(self, path: str) -> None:
-        folder = path.rpartition("/")[0]
-        if self._sync_files:
-            with self._reading(path) as descriptor:
-                os.fdatasync(descriptor)
+    @property
+    def syncs_names(self) -> bool:
+        return self._sync_folders
+
+    def settle_names(self, folder: str) -> None:
+        # It may have been made anew since it was prepared, by another store that has not synced its entry yet.
         self._folders.prepare(folder)
         if self._sync_folders:
             self._folders.sync(folder)
+
+    def settle(self, path: str) -> None:
+        if self._sync_files:
+            with self._reading(path) as descriptor:
+                os.fdatasync(descriptor)
+        self.settle_names(path.rpartition("/")[0])
 
     def free_bytes(self) -> int:
         return self._space.free()

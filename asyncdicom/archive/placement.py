@@ -48,6 +48,7 @@ class Placed:
     :ivar entry: what the index is still to hold; None when nothing
     :ivar supersedes: the rows that it takes the place of
     :ivar created: the path was free before
+    :ivar unsettled: the folder whose names are still to be made durable; None: they are
     :ivar kept_aside: what had the path before is kept until the index has committed
     :ivar obsolete: paths to remove once it has
     :ivar adopted: the entry is that of a file that the index did not know, and the instance is still to be placed
@@ -58,6 +59,7 @@ class Placed:
     entry: Entry | None = None
     supersedes: Sequence[int] = ()
     created: bool = False
+    unsettled: str | None = None
     kept_aside: bool = False
     obsolete: Sequence[str] = ()
     adopted: bool = False
@@ -112,7 +114,7 @@ class Placement:
         draft.append(parts)
 
     def place(self, received: Received, contested: bool = False, draft: Draft | None = None) -> Placed:
-        """Keep an instance.
+        """Keep an instance; what names the folder that :meth:`settle` is to be called for then.
 
         :param contested: whether it is known that its SOP Instance UID is there already
         :param draft: the dataset, where it does not come with `received`
@@ -152,7 +154,8 @@ class Placement:
         except FileExistsError:
             return None
         entry = self._entry(offer, path, variant)
-        return Placed(path, duplicate, entry, supersedes, created=True, obsolete=obsolete, steps=offer.steps)
+        folder = path.rpartition("/")[0] if self._objects.syncs_names else None
+        return Placed(path, duplicate, entry, supersedes, created=True, unsettled=folder, obsolete=obsolete, steps=offer.steps)
 
     def _take(self, offer: _Offer) -> None:
         if not isinstance(offer.data, Draft):
@@ -277,6 +280,13 @@ class Placement:
                 entry = self._entry(offer, path)
                 return Placed(path, "replaced", entry, ids, kept_aside=undoable, obsolete=obsolete, steps=offer.steps)
         raise ArchiveError("every name for the instance is taken by others")
+
+    def settle(self, folder: str) -> None:
+        """Make the names in a folder durable.
+
+        :raises OSError: when they are not
+        """
+        self._objects.settle_names(folder)
 
     def undo(self, placed: Placed) -> None:
         """The index did not take it: take back what was done. What cannot be taken back was not acknowledged either."""

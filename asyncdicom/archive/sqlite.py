@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncdicom.archive.commit import GroupCommit
-from asyncdicom.archive.contract import Durability, Entry, Event, Row, StudyCounts
+from asyncdicom.archive.contract import Addition, Durability, Entry, Event, Row, StudyCounts
 from asyncdicom.archive.exclusive import hold
 from asyncdicom.archive.threads import end
 from asyncdicom.errors import ArchiveError, ConfigurationError
@@ -253,19 +253,18 @@ class SQLiteIndex:
             raise ArchiveError("the index is not open")
         told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         # Done whether the caller is cancelled or not.
-        self._readers.submit(self._commits.submit, job, told)
+        self._readers.submit(self._commits.submit, [(job, told)])
         return await told
 
-    def submit(self, entry: Entry, supersedes: Sequence[int], duplicate: str | None, told: asyncio.Future[bool]) -> None:
-        """Do what :meth:`add` does, from a thread of the caller's, which this may block.
+    def submit(self, additions: Sequence[Addition]) -> None:
+        """Do what :meth:`add` does for some at once, from a thread of the caller's, which this may block.
 
-        :param told: a future of the loop that opened the index: what :meth:`add` returns or raises
         :raises ArchiveError: when the index is not open
         """
         commits = self._commits
         if commits is None:
             raise ArchiveError("the index is not open")
-        commits.submit(lambda transaction: transaction.add(entry, supersedes, duplicate), told)
+        commits.submit([(_adding(*addition[:3]), addition.told) for addition in additions])
 
     async def add(self, entry: Entry, supersedes: Sequence[int] = (), duplicate: str | None = None) -> bool:
         """Add an instance and its event in one transaction, and return once that is committed.
@@ -274,7 +273,7 @@ class SQLiteIndex:
         :return: False, and nothing added, when this SOP instance (and variant) is there already
         :raises ArchiveError: when it could not be committed
         """
-        return await self._write(lambda transaction: transaction.add(entry, supersedes, duplicate))
+        return await self._write(_adding(entry, supersedes, duplicate))
 
     async def remove(self, rows: Iterable[int]) -> None:
         """Remove rows whose files are gone.
@@ -445,6 +444,10 @@ class SQLiteIndex:
 
     def __repr__(self) -> str:
         return f"<SQLiteIndex {str(self.path)!r}: {'closed' if self._commits is None else 'open'}>"
+
+
+def _adding(entry: Entry, supersedes: Sequence[int], duplicate: str | None) -> Callable[[_Transaction], bool]:
+    return lambda transaction: transaction.add(entry, supersedes, duplicate)
 
 
 def _payload(entry: Entry, root: Path, duplicate: str | None) -> str:
