@@ -145,7 +145,6 @@ class ServedAssociation(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._last = time.monotonic()
         self._said = True
-        self._acknowledge_at_once()
         if self._ending is not None:
             return
         if not self._inside():
@@ -159,10 +158,13 @@ class ServedAssociation(asyncio.Protocol):
             self._read_on()
         except ProtocolError:
             self._refuse("too_large" if self._messages.size > self._door.max_object_size else "protocol_error")
+        if self._inside():
+            self._acknowledge_at_once()
         self._notify()
 
     def _acknowledge_at_once(self) -> None:
-        # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object. The kernel forgets the option.
+        # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object, unless what we have to say goes out with it.
+        # The kernel forgets the option.
         if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
