@@ -25,6 +25,7 @@ from asyncdicom.observe import NULL_OBSERVER, Observer
 from asyncdicom.outcome import Peer, Phases, Status, SubOperations
 from asyncdicom.upper_layer import context as uid
 from asyncdicom.upper_layer.context import AcceptedContext, PresentationContext
+from asyncdicom.upper_layer.message import Command
 
 DEFAULT_AE_TITLE = "ASYNCDICOM"
 
@@ -227,9 +228,16 @@ class Association(ABC):
         return await storing.status()
 
     @abstractmethod
+    def prepare_store(self, instance: Instance) -> StoreRequest:
+        """Make the request of a C-STORE, for :meth:`begin_store`: what is done ahead, nobody waits for.
+
+        :raises NoPresentationContext: when its SOP class was not accepted in its transfer syntax
+        """
+
+    @abstractmethod
     async def begin_store(
         self,
-        instance: Instance | Dataset | str | Path,
+        instance: Instance | StoreRequest | Dataset | str | Path,
         *,
         move_originator_ae_title: str | None = None,
         move_originator_message_id: int | None = None,
@@ -355,6 +363,15 @@ async def associate(
             yield association
     finally:
         observer.scu_association_closed(modality.name)
+
+
+@dataclass(frozen=True)
+class StoreRequest:
+    """A request for C-STORE, to be sent once, over the association that made it."""
+
+    context: AcceptedContext
+    command: Command
+    instance: Instance
 
 
 class Stopwatch:

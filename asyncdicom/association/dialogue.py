@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 from pydicom.dataset import Dataset
 
-from asyncdicom.association.contract import CANCEL_GRACE, Association, InstanceHandler, Response, Stopwatch
+from asyncdicom.association.contract import CANCEL_GRACE, Association, InstanceHandler, Response, Stopwatch, StoreRequest
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Match, Query, decode_dataset, encode_dataset
 from asyncdicom.association.received import Received
@@ -58,6 +58,9 @@ class Dialogue(Association):
         :param seconds: how long the peer may say nothing
         :raises OperationError: when none comes; the association is over then
         """
+
+    def prepare(self, context: AcceptedContext, command: Command, dataset: Dataset_) -> None:
+        """Do what there is to do before a message can be sent, so that nobody waits for it then."""
 
     @property
     @abstractmethod
@@ -126,33 +129,46 @@ class Dialogue(Association):
             self, query, CommandField.C_GET_RQ, query.get_sop_class, self.modality.timeouts.operation, handler=handler
         )
 
-    async def begin_store(
-        self,
-        instance: Instance | Dataset | str | Path,
-        *,
-        move_originator_ae_title: str | None = None,
-        move_originator_message_id: int | None = None,
-    ) -> Storing:
-        """Send the request of a C-STORE."""
-        if isinstance(instance, str | Path):
-            instance = await self.run_blocking(Instance.read, instance)
-        elif isinstance(instance, Dataset):
-            instance = Instance.of(instance)
+    def prepare_store(self, instance: Instance) -> StoreRequest:
+        """Make the request of a C-STORE."""
+        request = self._request_store(instance)
+        self.prepare(request.context, request.command, instance)
+        return request
+
+    def _request_store(self, instance: Instance, ae_title: str | None = None, message_id: int | None = None) -> StoreRequest:
         context = self.context_for(instance.sop_class_uid, instance.transfer_syntax_uid)
-        await self.begin()
         command = dimse.request(
             CommandField.C_STORE_RQ,
             self.next_message_id(),
             instance.sop_class_uid,
             dataset=True,
             AffectedSOPInstanceUID=instance.sop_instance_uid,
-            MoveOriginatorApplicationEntityTitle=move_originator_ae_title,
-            MoveOriginatorMessageID=move_originator_message_id,
+            MoveOriginatorApplicationEntityTitle=ae_title,
+            MoveOriginatorMessageID=message_id,
         )
+        return StoreRequest(context, command, instance)
+
+    async def begin_store(
+        self,
+        instance: Instance | StoreRequest | Dataset | str | Path,
+        *,
+        move_originator_ae_title: str | None = None,
+        move_originator_message_id: int | None = None,
+    ) -> Storing:
+        """Send the request of a C-STORE."""
+        if isinstance(instance, StoreRequest):
+            request = instance
+        else:
+            if isinstance(instance, str | Path):
+                instance = await self.run_blocking(Instance.read, instance)
+            elif isinstance(instance, Dataset):
+                instance = Instance.of(instance)
+            request = self._request_store(instance, move_originator_ae_title, move_originator_message_id)
+        await self.begin()
         phases = self.phases
         with Stopwatch(phases, "operation"):
-            exchange = Exchange(self, context, command, self.modality.timeouts.operation)
-            await exchange.start(instance)
+            exchange = Exchange(self, request.context, request.command, self.modality.timeouts.operation)
+            await exchange.start(request.instance)
         return Storing(exchange, phases)
 
     # -- DIMSE-N ------------------------------------------------------------------------------------------------------

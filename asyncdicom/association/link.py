@@ -63,7 +63,6 @@ class Link(asyncio.Protocol):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        self._acknowledge_at_once()
         if self._deaf():
             return
         try:
@@ -77,10 +76,12 @@ class Link(asyncio.Protocol):
             self._break_off(ProtocolError(f"{self._who}: {error.detail}"), error.abort_reason)
         except ProtocolError as error:
             self._break_off(ProtocolError(f"{self._who}: {error.detail}"), AbortReason.NOT_SPECIFIED)
+        if self._frames.inside_pdu or self._messages.inside_message:
+            self._acknowledge_at_once()
         self._notify()
 
     def _acknowledge_at_once(self) -> None:
-        # A peer with Nagle on waits for our delayed acknowledgement. The kernel forgets the option with each read.
+        # A peer with Nagle on waits for our delayed acknowledgement before it sends the rest. The kernel forgets the option.
         if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

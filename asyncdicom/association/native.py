@@ -153,6 +153,8 @@ class NativeAssociation(Dialogue):
         super().__init__(modality, phases)
         self._link = link
         self._max_length = 0
+        # A message that is encoded already, by its command set.
+        self._prepared: tuple[Command, bytes] | None = None
 
     async def establish(self, proposal: _Proposal) -> None:
         """Send the request for association, and take the answer (PS3.8 section 9.3.2).
@@ -184,8 +186,13 @@ class NativeAssociation(Dialogue):
 
     async def send(self, context: AcceptedContext, command: Command, dataset: Dataset_ = None) -> None:
         """Send a message."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is command:
+            self._link.write(prepared[1])
+            await self._drained()
+            return
         encoded = dimse.encode_command(command)
-        if isinstance(dataset, Instance) and dataset.data is not None and dataset.size <= _COPIED:
+        if isinstance(dataset, Instance) and _is_copied(dataset):
             dataset = dataset.data
         if isinstance(dataset, Instance):
             parts = self._parts(dataset)
@@ -195,6 +202,13 @@ class NativeAssociation(Dialogue):
             return
         self._link.write(pdu.encode_message(context.context_id, encoded, dataset, max_length=self._max_length))
         await self._drained()
+
+    def prepare(self, context: AcceptedContext, command: Command, dataset: Dataset_) -> None:
+        """Encode the message that is sent next."""
+        if isinstance(dataset, Instance) and _is_copied(dataset):
+            encoded = dimse.encode_command(command)
+            message = pdu.encode_message(context.context_id, encoded, dataset.data, max_length=self._max_length)
+            self._prepared = command, message
 
     def _parts(self, instance: Instance) -> Iterator[tuple[bytes, bool]]:
         """The dataset of an instance in parts, each with whether it is the last; blocks."""
@@ -283,6 +297,10 @@ class NativeAssociation(Dialogue):
         if not self._link.is_gone:
             with anyio.CancelScope(shield=True):
                 await self._link.closed(_GOODBYE)
+
+
+def _is_copied(instance: Instance) -> bool:
+    return instance.data is not None and instance.size <= _COPIED
 
 
 def _fragments(context_id: int, data: bytes, max_length: int, is_last: bool) -> Iterator[bytes | memoryview]:

@@ -9,15 +9,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 
 from asyncdicom.archive import Archive
 from asyncdicom.association.contract import CANCEL_GRACE, DEFAULT_AE_TITLE, InstanceHandler, resolve_engine
@@ -29,6 +27,7 @@ from asyncdicom.fleet.jobs import Caller, EchoJob, Emit, FindJob, GetJob, Job, M
 from asyncdicom.fleet.limits import Breaker, Decision, Gate
 from asyncdicom.fleet.linger import Linger
 from asyncdicom.fleet.merge import Merge
+from asyncdicom.fleet.outcomes import Outcomes
 from asyncdicom.fleet.retrieve import Ledger
 from asyncdicom.modality import Engine, Modality, check_ae_title
 from asyncdicom.observe import NULL_OBSERVER, Observer
@@ -240,16 +239,15 @@ class Fleet:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     async def _outcomes(self, jobs: Sequence[Job] | Callable[[Emit], Sequence[Job]]) -> AsyncIterator[Outcome]:
-        send, receive = anyio.create_memory_object_stream[Outcome](math.inf)
-        emit = self.tell(partial(_offer, send))
-        run = Run(self, jobs(emit) if callable(jobs) else jobs, emit, send.close)
-        async with receive, send:
-            try:
-                self.start(run)
-                async for outcome in receive:
-                    yield outcome
-            finally:
-                run.cancel()
+        outcomes = Outcomes()
+        emit = self.tell(outcomes.put)
+        run = Run(self, jobs(emit) if callable(jobs) else jobs, emit, outcomes.end)
+        try:
+            self.start(run)
+            async for outcome in outcomes:
+                yield outcome
+        finally:
+            run.cancel()
 
     def tell(self, emit: Emit) -> Emit:
         """Have each outcome told to the observer before it goes on."""
@@ -289,12 +287,6 @@ class Fleet:
 
     def __repr__(self) -> str:
         return f"<Fleet of {len(self._modalities)} modalities, {self._gate!r}>"
-
-
-def _offer(send: MemoryObjectSendStream[Outcome], outcome: Outcome) -> None:
-    # The caller may have left the iteration while this one was completing: then nobody is there to take it.
-    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        send.send_nowait(outcome)
 
 
 async def _nothing_more(_: list[Match]) -> bool:

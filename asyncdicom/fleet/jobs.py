@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncdicom.archive import Archive
-from asyncdicom.association.contract import Association, InstanceHandler, Response, contexts_for_get
+from asyncdicom.association.contract import Association, InstanceHandler, Response, StoreRequest, contexts_for_get
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Match, Query
 from asyncdicom.association.received import Received
@@ -76,6 +76,14 @@ class Report:
         if status.category not in ("Success", "Warning"):
             self.reason = Reason.FAILURE_STATUS
             self.detail = f"the peer answered with status {status!r}"
+
+
+def _prepared(association: Association, instance: Instance) -> Instance | StoreRequest:
+    try:
+        return association.prepare_store(instance)
+    except (OperationError, DatasetError):
+        # It is raised again, and told, when its turn comes.
+        return instance
 
 
 # Where the outcomes of a job go.
@@ -362,14 +370,19 @@ class StoreJob(Job):
         # What is known already is told while the peer is at work on the next.
         known: tuple[Instance, Report] | None = None
         try:
-            for _ in range(1 if self.modality.one_operation_per_association else len(instances)):
-                instance = await ahead.next()
+            count = 1 if self.modality.one_operation_per_association else len(instances)
+            following: Instance | StoreRequest = await ahead.next()
+            for left in reversed(range(count)):
+                request = following
+                instance = request.instance if isinstance(request, StoreRequest) else request
                 one = Report(phases=association.phases, peer=association.peer)
                 try:
-                    storing = await association.begin_store(instance)
+                    storing = await association.begin_store(request)
                     if known is not None:
                         self._tell(*known)
                         known = None
+                    if left:
+                        following = _prepared(association, await ahead.next())
                     one.answered(await storing.status())
                 except OperationError as error:
                     one.failed(error)
@@ -382,6 +395,8 @@ class StoreJob(Job):
                 if not association.is_established:
                     return
                 report.phases = association.phases = Phases()
+                if left and following is request:
+                    following = await ahead.next()
         finally:
             if known is not None:
                 self._tell(*known)

@@ -163,8 +163,8 @@ class ServedAssociation(asyncio.Protocol):
         self._notify()
 
     def _acknowledge_at_once(self) -> None:
-        # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object, unless what we have to say goes out with it.
-        # The kernel forgets the option.
+        # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object, before it sends the rest; what ends a
+        # message is acknowledged by our answer. The kernel forgets the option.
         if self._socket is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
