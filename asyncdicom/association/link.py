@@ -31,12 +31,14 @@ class Link(asyncio.Protocol):
     :param who: the peer, for the text of errors
     :param max_pdu: the maximum PDU length that we announce, enforced on what comes
     :param max_object_size: bytes of the largest dataset to take
+    :param check: looks at an A-ASSOCIATE-AC, and raises ProtocolError when it is none
     :ivar answer: the A-ASSOCIATE-AC, once it is here
     :ivar ended: why it is over; None while it is not
     """
 
-    def __init__(self, who: str, max_pdu: int, max_object_size: int) -> None:
+    def __init__(self, who: str, max_pdu: int, max_object_size: int, check: Callable[[bytes], None]) -> None:
         self._who = who
+        self._check = check
         self._frames = PDUReader(max_pdu)
         self._messages = MessageReader(max_object_size)
         self._inbox: deque[Message] = deque()
@@ -45,11 +47,12 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._is_paused = False
         self._last_pdu = 0.0
-        self.answer: memoryview | None = None
+        self.answer: bytes | None = None
         self.is_released = False
         self.ended: OperationError | None = None
 
@@ -101,7 +104,9 @@ class Link(asyncio.Protocol):
                 self._is_paused = True
                 self._transport.pause_reading()
         elif kind == PDUType.ASSOCIATE_AC and self.answer is None:
-            self.answer = memoryview(bytes(found.body))
+            answer = bytes(found.body)
+            self._check(answer)
+            self.answer = answer
         elif kind == PDUType.ASSOCIATE_RJ and self.answer is None:
             self._end(pdu.decode_reject(found.body))
         elif kind == PDUType.ABORT:
@@ -125,6 +130,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         what = "the connection was reset" if error is not None else "the connection is closed"
         self._end(ConnectionLost(f"{self._who}: {what}"))
+        self._silence()
         if not self._closed.done():
             self._closed.set_result(None)
         self.resume_writing()
@@ -196,7 +202,6 @@ class Link(asyncio.Protocol):
         :param in_all: each PDU of the peer's does not give it more time
         :raises OperationError: what `late` makes, or why the connection is over
         """
-        loop = asyncio.get_running_loop()
         started = time.monotonic()
         while True:
             found = ready()
@@ -207,26 +212,35 @@ class Link(asyncio.Protocol):
             left = (started if in_all else max(started, self._last_pdu)) + seconds - time.monotonic()
             if left <= 0:
                 raise late()
-            self._waiter = loop.create_future()
-            timer = loop.call_later(left, self._notify)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
+            await self._changed(left)
+
+    async def _changed(self, seconds: float) -> None:
+        """Return when something has changed, or after so many seconds; now and then for nothing."""
+        loop = asyncio.get_running_loop()
+        # An alarm that rings earlier than need be is left as it is: setting one for every message costs more than that.
+        if self._alarm is None or self._alarm.when() > loop.time() + seconds:
+            self._silence()
+            self._alarm = loop.call_later(seconds, self._ring)
+        self._waiter = loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._notify()
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     async def over(self, seconds: float) -> None:
         """Return once the connection is over, by whatever way, or the time is."""
-        loop = asyncio.get_running_loop()
         until = time.monotonic() + seconds
         while self.ended is None and (left := until - time.monotonic()) > 0:
-            self._waiter = loop.create_future()
-            timer = loop.call_later(left, self._notify)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
+            await self._changed(left)
 
     @property
     def waiting(self) -> int:

@@ -62,7 +62,7 @@ async def request(
     :raises OperationError: when it cannot be had
     """
     proposal = _propose(modality, calling_ae_title, tuple(contexts), extended_of(query))
-    link = await _connect(modality, phases)
+    link = await _connect(modality, phases, proposal)
     association = NativeAssociation(modality, phases, link)
     try:
         with Stopwatch(phases, "associate"):
@@ -88,6 +88,14 @@ class _Proposal:
         self._asked = asked
         self._answers: dict[bytes, _Agreed] = {}
         self.encoded = negotiation.encode_request(asked)
+
+    def check(self, answer: bytes) -> None:
+        """Look at an A-ASSOCIATE-AC.
+
+        :raises ProtocolError: when it is none
+        """
+        if answer not in self._answers:
+            negotiation.decode_accept(memoryview(answer))
 
     def agreed(self, answer: bytes) -> _Agreed:
         """What an A-ASSOCIATE-AC says.
@@ -116,10 +124,11 @@ def _propose(
     return _Proposal(request_to(modality, calling_ae_title, contexts, extended))
 
 
-async def _connect(modality: Modality, phases: Phases) -> Link:
+async def _connect(modality: Modality, phases: Phases, proposal: _Proposal) -> Link:
     sock = await transport.dial(modality, phases)
     loop = asyncio.get_running_loop()
-    link = functools.partial(Link, str(modality), modality.limits.max_pdu, modality.limits.max_object_size)
+    limits = modality.limits
+    link = functools.partial(Link, str(modality), limits.max_pdu, limits.max_object_size, proposal.check)
     if modality.tls is None:
         connected = link()
         PlainTransport(sock, connected)
@@ -163,8 +172,8 @@ class NativeAssociation(Dialogue):
         """
         timeout = self.modality.timeouts.associate
         self._link.write(proposal.encoded)
-        body = await self._link.wait(lambda: self._link.answer, timeout, self._unanswered, in_all=True)
-        self.accepted, self.peer, self._max_length = proposal.agreed(bytes(body))
+        answer = await self._link.wait(lambda: self._link.answer, timeout, self._unanswered, in_all=True)
+        self.accepted, self.peer, self._max_length = proposal.agreed(answer)
         if not self.accepted:
             raise NoPresentationContext(f"{self.modality}: accepted none of the presentation contexts")
 

@@ -39,7 +39,7 @@ from tests.association.differential import (
     nothing,
     saying,
 )
-from tests.differences import allow, differs
+from tests.differences import allow
 from tests.malformed import resized, without
 from tests.mutation import values
 
@@ -370,19 +370,8 @@ ABORTS: dict[str, tuple[Peer, Ask, set[tuple[int, int]]]] = {
 }
 
 
-_WRONG: dict[tuple[str, Engine], str] = {
-    ("cut acceptance", "native"): "native says that its user aborts: it is decoded after the link has taken it for good",
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "engine"),
-    [
-        pytest.param(name, engine, marks=differs(_WRONG[name, engine]) if (name, engine) in _WRONG else ())
-        for name in ABORTS
-        for engine in ENGINES
-    ],
-)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ABORTS)
 async def test_an_abort_says_who_aborts_and_why(no_leaks: object, name: str, engine: Engine) -> None:
     peer, ask, allowed = ABORTS[name]
     timeouts = dataclasses.replace(PATIENT, **{WAITS[name]: SHORT}) if name in WAITS else PATIENT
