@@ -30,6 +30,7 @@ from asyncdicom._version import __version__
 if TYPE_CHECKING:
     from asyncdicom import testing
     from asyncdicom.archive import Archive, Stored
+    from asyncdicom.association.commitment import CommitmentReport, InstanceReference, request_commitment
     from asyncdicom.association.contract import (
         Association,
         Response,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from asyncdicom.observe import Observer
     from asyncdicom.outcome import Outcome, Peer, Phases, Reason, Rejected, Status, SubOperations
     from asyncdicom.scp.access import Access, AllowRule, ServerTLS
+    from asyncdicom.scp.commitment import CommitmentReports, StorageCommitment
     from asyncdicom.scp.server import StorageSCP
     from asyncdicom.upper_layer.context import PresentationContext
 
@@ -87,6 +89,8 @@ _HOMES = {
     "Ledger": "asyncdicom.fleet.retrieve",
     # they call us
     "StorageSCP": "asyncdicom.scp.server",
+    **dict.fromkeys(("CommitmentReports", "StorageCommitment"), "asyncdicom.scp.commitment"),
+    **dict.fromkeys(("CommitmentReport", "InstanceReference", "request_commitment"), "asyncdicom.association.commitment"),
     **dict.fromkeys(("Access", "AllowRule", "ServerTLS"), "asyncdicom.scp.access"),
     "Received": "asyncdicom.association.received",
     **dict.fromkeys(("Archive", "Stored"), "asyncdicom.archive"),
@@ -133,6 +137,8 @@ __all__ = [
     "AssociationRejected",
     "AsyncDicomError",
     "Breaker",
+    "CommitmentReport",
+    "CommitmentReports",
     "ConfigurationError",
     "ConfigurationErrors",
     "ConnectRefused",
@@ -142,6 +148,7 @@ __all__ = [
     "FailureStatus",
     "Fleet",
     "Instance",
+    "InstanceReference",
     "Ledger",
     "Limits",
     "Match",
@@ -164,6 +171,7 @@ __all__ = [
     "Response",
     "ServerTLS",
     "Status",
+    "StorageCommitment",
     "StorageSCP",
     "Stored",
     "SubOperations",
@@ -174,6 +182,7 @@ __all__ = [
     "associate",
     "contexts_for",
     "contexts_for_get",
+    "request_commitment",
     "testing",
 ]
 

@@ -59,11 +59,25 @@ class Observer:
     def ingest_in_flight(self, size: int, budget: int) -> None:
         """Bytes of datasets now held in memory, and how many may be."""
 
+    def commitment_reported(self, calling_ae_title: str, committed: int, failed: int) -> None:
+        """A request for storage commitment was reported on.
+
+        :param committed: instances that are safe
+        :param failed: instances that are not
+        """
+
     # We keep it.
     def write_step(self, step: str, seconds: float) -> None:
         """One step of keeping an object took so long.
 
         :param step: ``write``, ``sync``, ``name``, ``sync_folder``, ``index``
+        """
+
+    def nonconformant(self, doubts: tuple[str, ...], *, quarantined: bool) -> None:
+        """An instance is not what the standard says, and is kept all the same.
+
+        :param doubts: ``sop_instance_uid``, ``sop_class_uid``, ``no_study``, ``foreign_group``, ``odd_length``
+        :param quarantined: whether it lies apart
         """
 
     def duplicate(self, outcome: str) -> None:

@@ -19,21 +19,25 @@ import aiofiles.os
 from anyio import CancelScope
 
 from asyncdicom.archive.arriving import Arriving
+from asyncdicom.archive.conformance import MISMATCHED, SUSPECT
 from asyncdicom.archive.contract import (
     CANNOT_UNDERSTAND,
     DUPLICATE_SOP_INSTANCE,
     DUPLICATES,
     DURABILITIES,
+    MISMATCH,
     OUT_OF_RESOURCES,
     SUCCESS,
     Draft,
     Duplicates,
     Durability,
+    Entry,
     Index,
     Objects,
     Stored,
 )
 from asyncdicom.archive.directory import Directory
+from asyncdicom.archive.inspection import Condition, condition_of
 from asyncdicom.archive.keeper import Attempt, Keeper
 from asyncdicom.archive.layout import DEFAULT_LAYOUT, Layout
 from asyncdicom.archive.placement import Placed, Placement
@@ -54,6 +58,8 @@ _ROUNDS = 4
 _AT_ONCE = 1 << 20
 # More rows than one group commit can have held when a life ended.
 _CHECKED_AT_OPENING = 1024
+# A life that ended leaves as many without a row as were under way; this many are an archive whose index was lost.
+_ADDED_AT_OPENING = 4096
 
 
 class Archive:
@@ -150,6 +156,12 @@ class Archive:
             if gone:
                 _log.warning("%d instances are indexed whose files are gone: their rows are removed", len(gone))
                 await index.remove(gone)
+            found = await aiofiles.os.wrap(self._placement.without_row)(_ADDED_AT_OPENING, executor=executor)
+            added = [await index.add(entry) for entry in found]
+            if any(added):
+                _log.warning("%d instances were kept and not indexed: their rows are added", sum(added))
+            if len(found) == _ADDED_AT_OPENING:
+                _log.warning("there may be more of them: 'asyncdicom verify' tells")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -276,10 +288,39 @@ class Archive:
     def _stored(self, received: Received, placed: Placed) -> Stored:
         if placed.duplicate is not None:
             self._observer.duplicate(placed.duplicate)
+        if placed.doubts:
+            return self._stored_in_doubt(received, placed)
         if placed.duplicate == "rejected":
             return Stored(DUPLICATE_SOP_INSTANCE, None, placed.duplicate)
         received.path = self.directory / placed.path
         return Stored(SUCCESS, received.path, placed.duplicate)
+
+    def _stored_in_doubt(self, received: Received, placed: Placed) -> Stored:
+        quarantined = not SUSPECT.isdisjoint(placed.doubts)
+        self._observer.nonconformant(placed.doubts, quarantined=quarantined)
+        what = ", ".join(placed.doubts)
+        becomes = "quarantined" if quarantined else "accepted"
+        _log.warning("an instance from %a does not conform (%s): %s", received.calling_ae_title, what, becomes)
+        if placed.duplicate == "rejected":
+            return Stored(DUPLICATE_SOP_INSTANCE, None, placed.duplicate, placed.doubts)
+        received.path = self.directory / placed.path
+        return Stored(
+            SUCCESS if MISMATCHED.isdisjoint(placed.doubts) else MISMATCH, received.path, placed.duplicate, placed.doubts
+        )
+
+    async def inspect(self, sop_instance_uid: str) -> list[tuple[Entry, Condition]]:
+        """Read what is kept of a SOP instance again, and compare it with what arrived.
+
+        :return: every object that the index knows of it, with its condition; none when it knows none
+        :raises ArchiveError: when the archive is not open or has no index, or cannot be read
+        """
+        if self._executor is None or self.index is None:
+            raise ArchiveError("the archive is not open, or has no index")
+        loop, executor = asyncio.get_running_loop(), self._executor
+        return [
+            (entry, await loop.run_in_executor(executor, condition_of, self._objects, entry))
+            for entry in await self.index.instances(sop_instance_uid=sop_instance_uid)
+        ]
 
     def free_bytes(self) -> int:
         """Return the bytes that can still be written, as of at most a second ago. May ask the file system, which blocks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -25,6 +25,7 @@ SUCCESS = Status(0x0000)
 DUPLICATE_SOP_INSTANCE = Status(0x0111)
 OUT_OF_RESOURCES = Status(0xA700)
 CANNOT_UNDERSTAND = Status(0xC000)
+MISMATCH = Status(0xB007)
 
 # How long each step of keeping one object took: the step's name as Observer.write_step knows it, and seconds.
 Steps = list[tuple[str, float]]
@@ -38,11 +39,13 @@ class Stored:
     :ivar path: the file that holds this SOP instance; None when there is none, or when the instance was rejected
     :ivar duplicate: how it was dealt with when the SOP instance was there already: ``identical``, ``kept``,
         ``replaced``, ``added`` or ``rejected``; None for one that is new
+    :ivar doubts: what is odd about it, in the words of :mod:`asyncdicom.archive.conformance`
     """
 
     status: Status
     path: Path | None = None
     duplicate: DuplicateOutcome | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +267,13 @@ class Objects(Protocol):
     def settle(self, path: str) -> None:
         """Make sure that what is there already is as durable as was asked for."""
 
+    def files_since(self, since: float, depth: int) -> Iterator[str]:
+        """Every object in a folder in which a name was given since a time.
+
+        :param since: seconds since the epoch (UTC)
+        :param depth: how many folders an object lies in
+        """
+
     def free_bytes(self) -> int:
         """Bytes that can still be written."""
 
@@ -282,6 +292,9 @@ class RowReader(Protocol):
 
     def rows_of(self, sop_instance_uid: str) -> Sequence[Row]:
         """The instances with this UID, the first one first."""
+
+    def last_received_at(self) -> float | None:
+        """When the instance that was added last arrived (seconds since the epoch, UTC); None when there is none."""
 
     def last_rows(self, count: int) -> Sequence[Row]:
         """The instances that were added last."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from asyncdicom.archive.conformance import QUARANTINE
 from asyncdicom.archive.contract import Content, Draft, Durability, Holder, Steps
 from asyncdicom.archive.draft import FileDraft
 from asyncdicom.archive.folders import Folders
@@ -78,6 +79,17 @@ class Directory:
         except BaseException:
             self.close()
             raise
+
+    def open_for_reading(self) -> None:
+        """Look without taking possession: whoever has the directory goes on. :meth:`close_after_reading` ends it.
+
+        :raises ConfigurationError: when there is none
+        """
+        self._folders.open_for_reading()
+
+    def close_after_reading(self) -> None:
+        """Give everything back, and leave everything as it is."""
+        self._folders.close()
 
     def close(self) -> None:
         if self._root >= 0:
@@ -373,6 +385,49 @@ class Directory:
 
     def digest_aside(self, path: str, holder: Holder) -> str:
         return self.digest(f"{_ASIDE}/{path}", holder)
+
+    # Walking
+
+    def files(self, *, before: float) -> Iterator[str]:
+        """Every file that is visible, but those changed later than a time.
+
+        :param before: seconds since the epoch (UTC)
+        """
+        top = self._folders.at("")
+        for folder, folders, names in os.walk(top):
+            inside = Path(folder).relative_to(top).as_posix()
+            if inside == ".":
+                inside = ""
+                folders[:] = [name for name in folders if name != _INCOMING]
+            folders.sort()
+            for name in sorted(names):
+                path = f"{inside}/{name}" if inside else name
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(path, dir_fd=self._root, follow_symlinks=False).st_ctime <= before:
+                        yield path
+
+    def files_since(self, since: float, depth: int) -> Iterator[str]:
+        """Every file in a folder in which a name was given since a time.
+
+        :param since: seconds since the epoch (UTC)
+        :param depth: how many folders a file lies in; only they are looked into
+        """
+        yield from self._files_since("", since, depth)
+        with contextlib.suppress(FileNotFoundError):
+            yield from self._files_since(QUARANTINE, since, depth)
+
+    def _files_since(self, folder: str, since: float, depth: int) -> Iterator[str]:
+        if not depth and os.stat(folder or ".", dir_fd=self._root).st_mtime < since:
+            return
+        with os.scandir(self._folders.at(folder)) as entries:
+            found = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False) == bool(depth))
+        for name in found:
+            path = f"{folder}/{name}" if folder else name
+            if not depth:
+                yield path
+            elif path not in (_INCOMING, QUARANTINE):
+                with contextlib.suppress(FileNotFoundError):
+                    yield from self._files_since(path, since, depth - 1)
 
     # Removing, settling, space
 

@@ -61,6 +61,16 @@ class Folders:
             self.close()
             raise
 
+    def open_for_reading(self) -> None:
+        """Open a root that somebody else may have.
+
+        :raises ConfigurationError: when there is none
+        """
+        try:
+            self.descriptor = os.open(self.root, _OPEN)
+        except OSError as error:
+            raise ConfigurationError(_SETTING, str(self.root), f"it cannot be read: {error.strerror}") from error
+
     def close(self) -> None:
         """Give the root back."""
         self._settled.clear()

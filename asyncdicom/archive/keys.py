@@ -8,6 +8,7 @@ from asyncdicom.elements import Buffer, text, walk
 from asyncdicom.errors import DatasetError
 
 _CHARACTER_SET = 0x00080005
+_SOP_CLASS_UID = 0x00080016
 _SOP_INSTANCE_UID = 0x00080018
 _STUDY_DATE = 0x00080020
 _ACCESSION_NUMBER = 0x00080050
@@ -18,6 +19,7 @@ _SERIES_INSTANCE_UID = 0x0020000E
 _WANTED = frozenset(
     {
         _CHARACTER_SET,
+        _SOP_CLASS_UID,
         _SOP_INSTANCE_UID,
         _STUDY_DATE,
         _ACCESSION_NUMBER,
@@ -40,6 +42,7 @@ class Keys:
     accession_number: str = ""
     study_date: str = ""
     modality: str = ""
+    sop_class_uid: str = ""
 
 
 def read_keys(data: Buffer, transfer_syntax_uid: str, *, is_whole: bool = True) -> Keys:
@@ -62,6 +65,7 @@ def read_keys(data: Buffer, transfer_syntax_uid: str, *, is_whole: bool = True) 
         text(values.get(_ACCESSION_NUMBER, b""), values.get(_CHARACTER_SET, b"")),
         _ascii(values.get(_STUDY_DATE, b"")),
         _ascii(values.get(_MODALITY, b"")),
+        _ascii(values.get(_SOP_CLASS_UID, b"")),
     )
 
 

@@ -85,6 +85,11 @@ class Layout:
             raise self._wrong(component, "a name must not begin with a dot")
         return parts
 
+    @property
+    def depth(self) -> int:
+        """How many folders a file lies in."""
+        return len(self._components) - 1
+
     def path(self, received: Received, keys: Keys) -> str:
         """Return the path of an instance, relative to the archive, with ``/`` between folders."""
         return (

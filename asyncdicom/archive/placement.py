@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from asyncdicom.archive.conformance import QUARANTINE, SUSPECT, doubts_of
 from asyncdicom.archive.contract import (
     Content,
     Draft,
@@ -36,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 # Longer ones than PS3.5 section 9.1 allows occur; beyond this it is no UID.
 _MAX_UID = 1024
+# The clock may have been set back; what was named so long, in seconds, before the last row is looked for, too.
+_OVERLAP = 900.0
 # As much of a stored dataset as is read for its keys.
 _HEAD = 4 << 20
 
@@ -51,6 +55,7 @@ class Placed:
     :ivar unsettled: the folder whose names are still to be made durable; None: they are
     :ivar kept_aside: what had the path before is kept until the index has committed
     :ivar obsolete: paths to remove once it has
+    :ivar doubts: what is odd about the instance, in the words of :mod:`asyncdicom.archive.conformance`
     :ivar adopted: the entry is that of a file that the index did not know, and the instance is still to be placed
     """
 
@@ -63,6 +68,7 @@ class Placed:
     kept_aside: bool = False
     obsolete: Sequence[str] = ()
     adopted: bool = False
+    doubts: tuple[str, ...] = ()
     steps: Steps = field(default_factory=list)
 
 
@@ -127,10 +133,21 @@ class Placement:
             size = received.size
             keys = _keys_of(received)
             sha256 = _digest(received.parts) if self._hashes else ""
+            beginning = bytes(received.parts[0][:2])
         else:
             data, size, sha256 = draft, draft.size, draft.sha256
-            keys = read_keys(draft.read(_HEAD, 0), received.transfer_syntax_uid, is_whole=size <= _HEAD)
-        offer = _Offer(received, data, size, header, keys, self._layout.path(received, keys), sha256, [])
+            head = draft.read(_HEAD, 0)
+            keys = read_keys(head, received.transfer_syntax_uid, is_whole=size <= _HEAD)
+            beginning = head[:2]
+        doubts = doubts_of(received, keys, size, beginning)
+        path = self._layout.path(received, keys)
+        if doubts and not SUSPECT.isdisjoint(doubts):
+            path = f"{QUARANTINE}/{path}"
+        placed = self._place(_Offer(received, data, size, header, keys, path, sha256, []), contested)
+        placed.doubts = doubts
+        return placed
+
+    def _place(self, offer: _Offer, contested: bool) -> Placed:
         # Asking for the name first makes an instance that comes again cheap: it is not written to be refused.
         if not contested and not self._objects.exists(offer.path):
             placed = self._create(offer, offer.path)
@@ -331,6 +348,30 @@ class Placement:
         if self._index is None:
             return []
         return [row.id for row in self._index.last_rows(count) if not self._objects.exists(row.path)]
+
+    def without_row(self, limit: int) -> list[Entry]:
+        """Files that an earlier life named last and did not index, each with what the index is to hold of it.
+
+        It ended between naming them and committing their rows: nobody was told that they are kept, and they are whole.
+
+        :param limit: how many to look for
+        """
+        return list(itertools.islice(self._without_row(), limit))
+
+    def _without_row(self) -> Iterator[Entry]:
+        if self._index is None:
+            return
+        since = (self._index.last_received_at() or 0.0) - _OVERLAP
+        for path in self._objects.files_since(since, self._layout.depth):
+            holder = self._objects.holder(path)
+            if holder is None or not holder.sop_instance_uid:
+                continue
+            if not self._index.rows_of(holder.sop_instance_uid):
+                self._objects.settle(path)
+                try:
+                    yield self._entry_of_file(path, holder)
+                except DatasetError as error:
+                    _log.warning("a file that is not indexed cannot be understood: %s", error)
 
 
 def _is_of(holder: Holder, offer: _Offer) -> bool:

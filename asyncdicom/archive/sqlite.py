@@ -22,7 +22,8 @@ from asyncdicom.errors import ArchiveError, ConfigurationError
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+# Each schema-N.sql brings the one before to version N.
+SCHEMA_VERSION = 2
 _SETTING = "archive.index"
 # WAL with FULL syncs the log at every commit; with NORMAL a power cut loses the last ones, which breaks an acknowledgement.
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
@@ -75,7 +76,7 @@ ON CONFLICT (calling_ae_title) DO UPDATE SET last_received = max(last_received, 
 """
 
 
-class _Transaction:
+class Transaction:
     """What one group of changes works on, and what they add up to."""
 
     def __init__(self, connection: sqlite3.Connection, root: Path, outbox: bool) -> None:
@@ -155,7 +156,7 @@ class SQLiteIndex:
         self._root = root or Path()
         self._durability = durability
         self._lock = -1
-        self._commits: GroupCommit[_Transaction] | None = None
+        self._commits: GroupCommit[Transaction] | None = None
         self._writer: sqlite3.Connection | None = None
         self._readers: ThreadPoolExecutor | None = None
         # A connection for every thread that reads, opened when it first does, closed together.
@@ -164,17 +165,41 @@ class SQLiteIndex:
         self._connecting = threading.Lock()
 
     async def open(self) -> None:
-        """Open the database, and bring a new one to the current schema.
+        """Open the database, and bring it to the current schema.
 
         :raises ConfigurationError: when it cannot be used, is in use, or comes from a newer version
         """
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="archive-index-read")
         try:
             self._writer = await asyncio.get_running_loop().run_in_executor(self._readers, self._open)
-            self._commits = GroupCommit(self._writer, self._begin, _Transaction.flush)
+            self._commits = GroupCommit(self._writer, self._begin, Transaction.flush)
         except BaseException:
             await self.close()
             raise
+
+    async def open_for_reading(self) -> None:
+        """Look without taking possession: whoever has the index goes on.
+
+        :raises ConfigurationError: when there is none, or it comes from another version
+        """
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="archive-index-read")
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._readers, self._check)
+        except BaseException:
+            await self.close()
+            raise
+
+    def _check(self) -> None:
+        # Connecting would make one.
+        if not self.path.is_file():
+            raise ConfigurationError(_SETTING, f"sqlite:{self.path}", "there is no such file: nothing was received yet")
+        try:
+            ((version,),) = self._read("PRAGMA user_version")
+        except ArchiveError as error:
+            raise ConfigurationError(_SETTING, f"sqlite:{self.path}", f"it cannot be used: {error}") from error
+        if version != SCHEMA_VERSION:
+            remedy = f"another version wrote it (schema {version}): start the service once"
+            raise ConfigurationError(_SETTING, f"sqlite:{self.path}", remedy)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -199,8 +224,8 @@ class SQLiteIndex:
             raise ConfigurationError(_SETTING, f"sqlite:{self.path}", f"it cannot be used: {error}") from error
         return connection
 
-    def _begin(self, connection: sqlite3.Connection) -> _Transaction:
-        return _Transaction(connection, self._root, self._outbox)
+    def _begin(self, connection: sqlite3.Connection) -> Transaction:
+        return Transaction(connection, self._root, self._outbox)
 
     def _connect(self) -> sqlite3.Connection:
         # Opened and closed by different threads, used by one at a time.
@@ -215,9 +240,12 @@ class SQLiteIndex:
                 f"a newer version wrote it (schema {version}, this one knows {SCHEMA_VERSION}):"
                 " use that version, or another file",
             )
-        if version == 0:
-            schema = resources.files("asyncdicom.archive").joinpath("schema.sql").read_text(encoding="utf-8")
-            connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
+        if version < SCHEMA_VERSION:
+            folder = resources.files("asyncdicom.archive")
+            names = [f"schema-{following}.sql" for following in range(version + 1, SCHEMA_VERSION + 1)]
+            schemas = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+            # All of them or none.
+            connection.executescript(f"BEGIN IMMEDIATE;\n{schemas}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
 
     async def close(self) -> None:
         """Commit what is under way and give everything back."""
@@ -248,7 +276,7 @@ class SQLiteIndex:
 
     # Writing
 
-    async def _write(self, job: Callable[[_Transaction], T]) -> T:
+    async def write(self, job: Callable[[Transaction], T]) -> T:
         if self._readers is None or self._commits is None:
             raise ArchiveError("the index is not open")
         told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -273,7 +301,7 @@ class SQLiteIndex:
         :return: False, and nothing added, when this SOP instance (and variant) is there already
         :raises ArchiveError: when it could not be committed
         """
-        return await self._write(_adding(entry, supersedes, duplicate))
+        return await self.write(_adding(entry, supersedes, duplicate))
 
     async def remove(self, rows: Iterable[int]) -> None:
         """Remove rows whose files are gone.
@@ -282,33 +310,33 @@ class SQLiteIndex:
         """
         ids = list(rows)
 
-        def job(transaction: _Transaction) -> None:
+        def job(transaction: Transaction) -> None:
             for row_id in ids:
                 transaction.remove(row_id)
 
-        await self._write(job)
+        await self.write(job)
 
     async def outbox_add(self, kind: str, payload: dict[str, Any]) -> int:
         """Put an event into the outbox, and return its id once it is committed."""
         text = json.dumps(payload)
 
-        def job(transaction: _Transaction) -> int:
+        def job(transaction: Transaction) -> int:
             cursor = transaction.execute(_EVENT, (kind, text, time.time()))
             return int(cursor.lastrowid or 0)
 
-        return await self._write(job)
+        return await self.write(job)
 
     async def outbox_delivered(self, ids: Iterable[int]) -> None:
         """Mark events as delivered; those delivered more than a week ago are removed."""
         values = list(ids)
 
-        def job(transaction: _Transaction) -> None:
+        def job(transaction: Transaction) -> None:
             now = time.time()
             for event_id in values:
                 transaction.execute("UPDATE outbox SET delivered_at = ? WHERE id = ?", (now, event_id))
             transaction.execute("DELETE FROM outbox WHERE delivered_at < ?", (now - _DELIVERED_KEPT,))
 
-        await self._write(job)
+        await self.write(job)
 
     async def complete_studies(self, quiet_since: float, limit: int = 100) -> list[str]:
         """Tell of studies that received nothing lately: an event ``study.complete`` each, once, until more arrives.
@@ -317,7 +345,7 @@ class SQLiteIndex:
         :return: their Study Instance UIDs; the rest beyond ``limit`` waits for the next call
         """
 
-        def job(transaction: _Transaction) -> list[str]:
+        def job(transaction: Transaction) -> list[str]:
             transaction.flush()
             found = transaction.execute(
                 "SELECT study_instance_uid, instances, size, first_received, last_received FROM studies"
@@ -338,7 +366,7 @@ class SQLiteIndex:
                 transaction.execute(_EVENT, ("study.complete", json.dumps(payload), now))
             return [study for study, *_ in found]
 
-        return await self._write(job)
+        return await self.write(job)
 
     # Reading
 
@@ -356,7 +384,7 @@ class SQLiteIndex:
         except sqlite3.Error as error:
             raise ArchiveError(f"the index cannot be read: {error}") from error
 
-    async def _ask(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+    async def ask(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
         if self._readers is None:
             raise ArchiveError("the index is not open")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, sql, parameters)
@@ -369,18 +397,35 @@ class SQLiteIndex:
         sql = "SELECT id, path, sha256 FROM instances WHERE sop_instance_uid = ? ORDER BY variant"
         return [Row(*row) for row in self._read(sql, (sop_instance_uid,))]
 
+    def last_received_at(self) -> float | None:
+        """When the instance that was added last arrived (seconds since the epoch, UTC). Blocks."""
+        rows = self._read("SELECT received_at FROM instances ORDER BY id DESC LIMIT 1")
+        return float(rows[0][0]) if rows else None
+
     def last_rows(self, count: int) -> list[Row]:
         """The instances that were added last. Blocks: called on the archive's threads."""
         sql = "SELECT id, path, sha256 FROM instances ORDER BY id DESC LIMIT ?"
         return [Row(*row) for row in self._read(sql, (count,))]
+
+    async def page(self, *, after: int, limit: int) -> list[tuple[int, Entry]]:
+        """The instances in the order of their rows, each with the id of its row.
+
+        :param after: leave out those with this id and before
+        """
+        rows = await self.ask(f"SELECT id, {_COLUMNS} FROM instances WHERE id > ? ORDER BY id LIMIT ?", (after, limit))  # noqa: S608
+        return [(row_id, Entry(*values)) for row_id, *values in rows]
+
+    async def has(self, row_id: int, path: str) -> bool:
+        """Whether a row is still there and names this file."""
+        return bool(await self.ask("SELECT 1 FROM instances WHERE id = ? AND path = ?", (row_id, path)))
 
     async def ping(self) -> None:
         """Return when the index answers.
 
         :raises ArchiveError: when it does not
         """
-        await self._ask("SELECT 1 FROM instances LIMIT 1")
-        await self._write(lambda transaction: None)
+        await self.ask("SELECT 1 FROM instances LIMIT 1")
+        await self.write(lambda transaction: None)
 
     async def study_counts(self, study_uid: str) -> StudyCounts:
         """What is there of one study; all zero for one that is not known."""
@@ -388,7 +433,7 @@ class SQLiteIndex:
             "SELECT (SELECT count(*) FROM series WHERE study_instance_uid = s.study_instance_uid),"
             " instances, size, first_received, last_received FROM studies AS s WHERE study_instance_uid = ?"
         )
-        rows = await self._ask(sql, (study_uid,))
+        rows = await self.ask(sql, (study_uid,))
         return StudyCounts(study_uid, *rows[0]) if rows else StudyCounts(study_uid)
 
     async def studies(self, *, limit: int = 100) -> list[dict[str, Any]]:
@@ -408,16 +453,16 @@ class SQLiteIndex:
             "completed_at",
             "series",
         )
-        return [dict(zip(names, row, strict=True)) for row in await self._ask(sql, (limit,))]
+        return [dict(zip(names, row, strict=True)) for row in await self.ask(sql, (limit,))]
 
     async def instances(self, *, study_uid: str | None = None, sop_instance_uid: str | None = None) -> list[Entry]:
         """The instances of one study, or of one SOP Instance UID."""
         if (study_uid is None) == (sop_instance_uid is None):
             raise ValueError("ask for a study or for a SOP Instance UID")
         if study_uid is not None:
-            rows = await self._ask(f"{_SELECT} WHERE study_instance_uid = ? ORDER BY id", (study_uid,))
+            rows = await self.ask(f"{_SELECT} WHERE study_instance_uid = ? ORDER BY id", (study_uid,))
         else:
-            rows = await self._ask(f"{_SELECT} WHERE sop_instance_uid = ? ORDER BY id", (sop_instance_uid,))
+            rows = await self.ask(f"{_SELECT} WHERE sop_instance_uid = ? ORDER BY id", (sop_instance_uid,))
         return [Entry(*row) for row in rows]
 
     async def outbox_pending(self) -> tuple[int, float | None]:
@@ -426,7 +471,7 @@ class SQLiteIndex:
             "SELECT count(*), (SELECT created_at FROM outbox WHERE delivered_at IS NULL ORDER BY id LIMIT 1)"
             " FROM outbox WHERE delivered_at IS NULL"
         )
-        ((count, oldest),) = await self._ask(sql)
+        ((count, oldest),) = await self.ask(sql)
         return count, oldest
 
     async def outbox(self, *, after: int = 0, limit: int = 100) -> list[Event]:
@@ -435,18 +480,18 @@ class SQLiteIndex:
         :param after: leave out those with this id and before
         """
         sql = "SELECT id, kind, payload, created_at FROM outbox WHERE delivered_at IS NULL AND id > ? ORDER BY id LIMIT ?"
-        rows = await self._ask(sql, (after, limit))
+        rows = await self.ask(sql, (after, limit))
         return [Event(event_id, kind, json.loads(payload), created) for event_id, kind, payload, created in rows]
 
     async def last_received(self) -> dict[str, float]:
         """For every calling AE title, when its last instance arrived (seconds since the epoch, UTC)."""
-        return dict(await self._ask("SELECT calling_ae_title, last_received FROM senders"))
+        return dict(await self.ask("SELECT calling_ae_title, last_received FROM senders"))
 
     def __repr__(self) -> str:
         return f"<SQLiteIndex {str(self.path)!r}: {'closed' if self._commits is None else 'open'}>"
 
 
-def _adding(entry: Entry, supersedes: Sequence[int], duplicate: str | None) -> Callable[[_Transaction], bool]:
+def _adding(entry: Entry, supersedes: Sequence[int], duplicate: str | None) -> Callable[[Transaction], bool]:
     return lambda transaction: transaction.add(entry, supersedes, duplicate)
 
 

@@ -21,6 +21,7 @@ _COMMANDS: tuple[Callable[..., int], ...] = (
     commands.send,
     commands.serve,
     commands.check_config,
+    commands.verify,
     commands.simulate,
     commands.demo,
 )

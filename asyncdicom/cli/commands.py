@@ -181,6 +181,28 @@ def check_config(
     return command(file, json)
 
 
+def verify(
+    *,
+    config: Annotated[
+        Path | None, Parameter(metavar="FILE", help="Default: asyncdicom.toml here, else $ASYNCDICOM_CONFIG.")
+    ] = None,
+    json: Annotated[Flag, Parameter(help="Differences as one JSON object a line, and a summary.")] = False,
+) -> int:
+    """Read the whole archive again, and tell every difference from what was acknowledged.
+
+    Every instance of the index is hashed and compared, and every file is looked for in the index. Nothing is changed, and the
+    service may be at work. Exit status 1 when there is a difference.
+
+    For example:
+
+        asyncdicom verify
+        asyncdicom verify --config site-a.toml --json | jq -r 'select(.kind == "damaged") | .path'
+    """
+    from asyncdicom.cli.verify import verify_archive as command
+
+    return command(config, json)
+
+
 def simulate(
     *,
     count: Annotated[int, Parameter(metavar="N", help="How many modalities.")] = 10,

@@ -71,6 +71,16 @@ class Meter:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=self._count)
 
+    def expect(self, total: int) -> None:
+        """There will be so many."""
+        self._total = total
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
+
+    def reach(self, count: int) -> None:
+        """So many are done."""
+        self.advance(count - self._count)
+
     def say(self, message: str) -> None:
         """Tell the user something on standard error, above the line."""
         if self._progress is not None:

@@ -39,6 +39,8 @@ REJECTION_REASONS = (
 )
 ABORT_REASONS = ("peer", "connection_lost", "idle", "stalled", "protocol_error", "too_large", "drain")
 WRITE_STEPS = ("write", "sync", "name", "sync_folder", "index")
+COMMITMENT_RESULTS = ("committed", "failed")
+DOUBTS = ("sop_instance_uid", "sop_class_uid", "no_study", "foreign_group", "odd_length")
 DUPLICATE_OUTCOMES = ("identical", "kept", "replaced", "added", "rejected")
 # Out of resources, cannot understand, and the answer to an exception in a handler: there from the start, so that the
 # first failure of a sender is seen as an increase. Other statuses appear with their first occurrence.
@@ -175,6 +177,20 @@ class Metrics(Observer):
         self._duplicates = self._counter(
             "duplicates", "Instances that arrived again, by what became of them.", registry, "outcome"
         )
+        self._committed = self._counter(
+            "commitments_reported", "Instances that storage commitment was asked for, by what was reported.", registry, "result"
+        )
+        self._nonconformant = self._counter(
+            "nonconformant",
+            "Instances kept although they do not conform, by what is odd.",
+            registry,
+            "what",
+        )
+        self._quarantined = self._counter("quarantined", "Instances kept in quarantine.", registry)
+        for doubt in DOUBTS:
+            self._nonconformant.labels(doubt)
+        for result in COMMITMENT_RESULTS:
+            self._committed.labels(result)
         for reason in REJECTION_REASONS:
             self._rejected.labels(reason)
         for reason in ABORT_REASONS:
@@ -316,6 +332,18 @@ class Metrics(Observer):
     def write_step(self, step: str, seconds: float) -> None:
         """Note it."""
         self._steps.labels(step if step in WRITE_STEPS else OTHER).observe(seconds)
+
+    def commitment_reported(self, calling_ae_title: str, committed: int, failed: int) -> None:
+        """Count them."""
+        self._committed.labels("committed").inc(committed)
+        self._committed.labels("failed").inc(failed)
+
+    def nonconformant(self, doubts: tuple[str, ...], *, quarantined: bool) -> None:
+        """Count it."""
+        for doubt in doubts:
+            self._nonconformant.labels(doubt if doubt in DOUBTS else OTHER).inc()
+        if quarantined:
+            self._quarantined.inc()
 
     def duplicate(self, outcome: str) -> None:
         """Count it."""

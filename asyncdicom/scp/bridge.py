@@ -10,8 +10,8 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
 
 import anyio
 from pydicom.uid import UID
@@ -33,6 +33,7 @@ from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
 from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
+from asyncdicom.scp.services import MAX_DATASET, PROCESSING_FAILURE, RESOURCE_LIMITATION, Answer, Operation, Service
 from asyncdicom.upper_layer import message as dimse
 from asyncdicom.upper_layer import negotiation
 from asyncdicom.upper_layer.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -40,6 +41,8 @@ from asyncdicom.upper_layer.message import Command, CommandField, Message
 from asyncdicom.upper_layer.negotiation import ContextResult, Result
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A peer in the middle of a message has so long, in seconds, before its rate counts.
 _RATE_GRACE = 10.0
@@ -118,7 +121,7 @@ class ServedAssociation(HardenedAssociation):
         self.peer = peer
         self.ended = asyncio.Event()
         self._loop = loop
-        self._handling: concurrent.futures.Future[int] | None = None
+        self._handling: concurrent.futures.Future[Any] | None = None
         self._gave_up = False
         super().__init__(ae, "acceptor", max_object_size=door.max_object_size)
         self.daemon = True
@@ -197,8 +200,9 @@ class ServedAssociation(HardenedAssociation):
             self.dul.join(1.0)
             return
         try:
-            results = results_of(asked.contexts, self.door.contexts, self.door.promiscuous)
-            self.acceptor.supported_contexts = _supported(request.presentation_context_definition_list, results)
+            results = results_of(asked.contexts, self.door.contexts, self.door.promiscuous, self.door.sop_classes)
+            proposed = request.presentation_context_definition_list
+            self.acceptor.supported_contexts = _supported(proposed, results, self.door.sop_classes)
             self.acse.negotiate_association()
             if not self.is_established:
                 return
@@ -244,7 +248,11 @@ class ServedAssociation(HardenedAssociation):
             context = self._accepted_cx.get(context_id)
             if context is None:
                 raise ProtocolError("a message on a presentation context that was not accepted")
-            if msg.command.field != CommandField.C_STORE_RQ:
+            elements: Mapping[str, Any] = {}
+            service = self.door.services.get((str(context.abstract_syntax), msg.command.field))
+            if service is not None:
+                status, elements = self._perform(service, msg.command, msg.data, str(context.transfer_syntax[0]))
+            elif msg.command.field != CommandField.C_STORE_RQ:
                 status = status_without_instance(msg.command, str(context.abstract_syntax))
             elif "MessageID" not in msg.command:
                 raise ProtocolError("what cannot be answered is not kept")
@@ -254,7 +262,7 @@ class ServedAssociation(HardenedAssociation):
                 status = CANNOT_UNDERSTAND
             self._give_back()
             if status is not None and self.is_established:
-                self.dimse.send_message(context_id, to_primitive(dimse.response(msg.command, status), None))
+                self.dimse.send_message(context_id, to_primitive(dimse.response(msg.command, status, **elements), None))
         except ProtocolError:
             self._abort_for_protocol_error()
 
@@ -272,7 +280,21 @@ class ServedAssociation(HardenedAssociation):
             move_originator_message_id=command.get("MoveOriginatorMessageID"),
         )
         started = self.dimse.complete[0][1] if self.dimse.complete else time.monotonic()
-        handling = asyncio.run_coroutine_threadsafe(self.door.ingest.take(received, started), self._loop)
+        return self._have_handled(self.door.ingest.take(received, started), UNHANDLED_EXCEPTION)
+
+    def _perform(
+        self, service: Service, command: Command, data: Buffer, transfer_syntax: str
+    ) -> tuple[int | None, Mapping[str, Any]]:
+        """Have a normalized operation performed on the loop; the status is None when the service gave up on it."""
+        if len(data or b"") > MAX_DATASET:
+            return RESOURCE_LIMITATION, {}
+        operation = Operation(command, bytes(data or b""), transfer_syntax, self.peer)
+        answer = self._have_handled(service.perform(operation), Answer(PROCESSING_FAILURE))
+        return (None, {}) if answer is None else (answer.status, answer.elements)
+
+    def _have_handled(self, work: Coroutine[Any, Any, T], failed: T) -> T | None:
+        """Have work done on the loop, and wait for it; None when the service gave up on it."""
+        handling = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._handling = handling
         if self._gave_up:
             # Before it could be seen that there is something to be cancelled.
@@ -281,7 +303,7 @@ class ServedAssociation(HardenedAssociation):
             return handling.result()
         except concurrent.futures.CancelledError:
             # By us, or by the handler itself, which has then failed.
-            return None if self._gave_up else UNHANDLED_EXCEPTION
+            return None if self._gave_up else failed
         finally:
             self._handling = None
 
@@ -367,7 +389,7 @@ def _one_operation_at_a_time(event: Any) -> tuple[int, int]:
 _WITHOUT_SYNTAX = UID("2.25.0")
 
 
-def _supported(proposed: Iterable[RawContext], results: Iterable[ContextResult]) -> list[RawContext]:
+def _supported(proposed: Iterable[RawContext], results: Iterable[ContextResult], services: Container[str]) -> list[RawContext]:
     """What makes pynetdicom come to our results: each proposed context is left with the one transfer syntax of its result, and
     what was chosen is all that we support.
     """
@@ -382,6 +404,8 @@ def _supported(proposed: Iterable[RawContext], results: Iterable[ContextResult])
         if answer.result != Result.ABSTRACT_SYNTAX_NOT_SUPPORTED:
             ours = supported.setdefault(str(context.abstract_syntax), RawContext())
             ours.abstract_syntax = context.abstract_syntax
+            if str(context.abstract_syntax) in services:
+                ours.scu_role = ours.scp_role = True
             if answer.result == Result.ACCEPTANCE:
                 ours._transfer_syntax.append(chosen)
     return list(supported.values())

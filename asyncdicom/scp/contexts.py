@@ -9,7 +9,7 @@ from pydicom.uid import UID, UID_dictionary
 from pynetdicom.service_class import NonPatientObjectStorageServiceClass, ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
+from asyncdicom.upper_layer.context import UNCOMPRESSED, VERIFICATION, PresentationContext
 from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext, negotiate
 
 
@@ -25,21 +25,30 @@ _KNOWN = frozenset(uid for uid, (_, kind, *_) in UID_dictionary.items() if kind 
 
 
 def results_of(
-    proposed: Iterable[ProposedContext], contexts: Sequence[PresentationContext] | None, promiscuous: bool
+    proposed: Iterable[ProposedContext],
+    contexts: Sequence[PresentationContext] | None,
+    promiscuous: bool,
+    services: Container[str] = (),
 ) -> tuple[ContextResult, ...]:
     """What becomes of each context of a request for association; the parameters are those of :func:`transfer_syntaxes_of`."""
-    return negotiate(proposed, lambda abstract_syntax: transfer_syntaxes_of(abstract_syntax, contexts, promiscuous))
+    return negotiate(proposed, lambda abstract_syntax: transfer_syntaxes_of(abstract_syntax, contexts, promiscuous, services))
 
 
 def transfer_syntaxes_of(
-    abstract_syntax: str, contexts: Sequence[PresentationContext] | None, promiscuous: bool
+    abstract_syntax: str,
+    contexts: Sequence[PresentationContext] | None,
+    promiscuous: bool,
+    services: Container[str] = (),
 ) -> Container[str] | None:
     """The transfer syntaxes in which an abstract syntax is taken.
 
     :param contexts: take these alone; None takes verification and every storage SOP class, in every transfer syntax
     :param promiscuous: take private and unknown SOP classes for storage, and private transfer syntaxes
+    :param services: SOP classes that are served besides
     :return: None when it is not taken at all
     """
+    if abstract_syntax in services:
+        return UNCOMPRESSED
     if contexts is not None:
         return next((context.transfer_syntaxes for context in contexts if context.abstract_syntax == abstract_syntax), None)
     if abstract_syntax == VERIFICATION or is_storage(abstract_syntax, promiscuous):

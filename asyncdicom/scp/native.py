@@ -21,9 +21,10 @@ from asyncdicom.scp.access import common_name
 from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
+from asyncdicom.scp.services import MAX_DATASET, RESOURCE_LIMITATION, Answer, Operation, Service
 from asyncdicom.upper_layer import message as dimse
 from asyncdicom.upper_layer import negotiation, pdu
-from asyncdicom.upper_layer.message import CommandField, Message, MessageReader
+from asyncdicom.upper_layer.message import Command, CommandField, Message, MessageReader
 from asyncdicom.upper_layer.negotiation import AssociateAccept, AssociateRequest
 from asyncdicom.upper_layer.pdu import PDU, PDV, PDUReader, PDUType
 
@@ -118,6 +119,8 @@ class ServedAssociation(asyncio.Protocol):
         self._closed = self._loop.create_future()
         self._alarm: asyncio.TimerHandle | None = None
         self._scope: anyio.CancelScope | None = None
+        # Of a dataset that was too long to be held, and that nobody takes in parts.
+        self._has_forgotten = False
         self._is_handling = False
         self._is_paused = False
         self._is_established = False
@@ -187,7 +190,7 @@ class ServedAssociation(asyncio.Protocol):
     def _receive_fragment(self, fragment: PDV) -> None:
         if not self._is_established or self._release_asked:
             raise ProtocolError("P-DATA-TF out of turn")
-        messages, door = self._messages, self._door
+        messages = self._messages
         size = len(fragment.data)
         # Small fragments cost more than their bytes.
         self._charged += size + _OVERHEAD
@@ -195,9 +198,15 @@ class ServedAssociation(asyncio.Protocol):
         message = messages.receive(fragment)
         if message is not None:
             self._hand_on(_Waiting(message, None, self._last, self._charged))
-        elif messages.held >= _STREAMED and messages.command is not None and door.ingest.streams:
+        elif messages.held >= _STREAMED and messages.command is not None and self._is_streamed(messages.command):
             under_way = Message(messages.context_id, messages.command, None)
             self._hand_on(_Waiting(under_way, messages.take(), self._last, self._charged))
+
+    def _is_streamed(self, command: Command) -> bool:
+        """Whether a dataset that is long already is taken in parts; those of other requests are, in the end, forgotten."""
+        if command.get("CommandField") == CommandField.C_STORE_RQ:
+            return self._door.ingest.streams
+        return self._messages.held >= MAX_DATASET
 
     def _hand_on(self, waiting: _Waiting) -> None:
         self._charged = 0
@@ -383,7 +392,7 @@ class ServedAssociation(asyncio.Protocol):
 
     def _accept(self, request: AssociateRequest) -> None:
         door = self._door
-        results = results_of(request.contexts, door.contexts, door.promiscuous)
+        results = results_of(request.contexts, door.contexts, door.promiscuous, door.sop_classes)
         syntaxes = {context.context_id: context.abstract_syntax for context in request.contexts}
         self._contexts = {
             result.context_id: (syntaxes[result.context_id], result.transfer_syntax)
@@ -398,6 +407,7 @@ class ServedAssociation(asyncio.Protocol):
             max_length=door.max_pdu,
             # Offered a window of operations, we answer 1/1: some senders pipeline without limit until told so.
             asynchronous_operations=None if request.asynchronous_operations is None else (1, 1),
+            roles=tuple(role for role in request.roles if role.sop_class in door.sop_classes),
         )
         self._write(negotiation.encode_accept(accept))
         self._is_established = True
@@ -478,15 +488,25 @@ class ServedAssociation(asyncio.Protocol):
             if field == CommandField.C_STORE_RQ:
                 if "MessageID" not in command:
                     raise ProtocolError("what cannot be answered is not kept")
-                status: int | None = await self._store(message, context[1], arrived)
+                answer: Answer | None = Answer(await self._store(message, context[1], arrived))
+            elif (service := self._door.services.get((context[0], field))) is not None:
+                answer = await self._perform(service, message, context[1])
             else:
                 status = status_without_instance(command, context[0])
-            if status is not None and self._ending is None:
-                encoded = dimse.encode_command(dimse.response(command, status))
+                answer = None if status is None else Answer(status)
+            if answer is not None and self._ending is None:
+                encoded = dimse.encode_command(dimse.response(command, answer.status, **answer.elements))
                 self._write(pdu.encode_message(message.context_id, encoded, max_length=self._max_length))
                 await self._drained()
         except ProtocolError:
             self._refuse("protocol_error")
+
+    async def _perform(self, service: Service, message: Message, transfer_syntax: str) -> Answer:
+        forgotten, self._has_forgotten = self._has_forgotten, False
+        if forgotten:
+            return Answer(RESOURCE_LIMITATION)
+        data = b"".join(message.parts or (message.data or b"",))
+        return await service.perform(Operation(message.command, data, transfer_syntax, self._peer))
 
     async def _drained(self) -> None:
         if self._writable is not None:
@@ -517,6 +537,7 @@ class ServedAssociation(asyncio.Protocol):
             is_store = command.field == CommandField.C_STORE_RQ and "MessageID" in command
             if context is None or not is_store or not names_instance(command):
                 # It will be answered as what it is; until then it is read and forgotten.
+                self._has_forgotten = True
                 return
             self._arriving = self._door.ingest.begin(self._received(message, context[1]))
         await self._arriving.append(parts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from asyncdicom.observe import Observer
 from asyncdicom.scp import access as access_module
 from asyncdicom.scp.access import Access
 from asyncdicom.scp.ingest import Ingest
+from asyncdicom.scp.services import Service
 from asyncdicom.upper_layer.context import PresentationContext
 
 
@@ -65,11 +67,17 @@ class Door:
     promiscuous: bool
     bind: dict[str, frozenset[str]]
     contexts: Sequence[PresentationContext] | None = None
+    services: Mapping[tuple[str, int], Service] = field(default_factory=dict)
     draining: bool = False
     count: int = 0
     serving: set[Serving] = field(default_factory=set)
     _admitted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @functools.cached_property
+    def sop_classes(self) -> frozenset[str]:
+        """The SOP classes of the services."""
+        return frozenset(sop_class for sop_class, _ in self.services)
 
     def decide(self, peer: ServedPeer) -> tuple[str, tuple[int, int, int]] | None:
         """Whether a request for association is rejected.

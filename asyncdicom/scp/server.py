@@ -28,6 +28,7 @@ from asyncdicom.scp.access import Access, ServerTLS, common_name
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION, Handler, sink_of
 from asyncdicom.scp.ingest import ByteBudget, Ingest
 from asyncdicom.scp.served import Door, ServedPeer
+from asyncdicom.scp.services import Service
 from asyncdicom.upper_layer.context import PresentationContext
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class StorageSCP:
     :param promiscuous: accept private and unknown SOP classes as storage
     :param budget: bytes of datasets that may be in memory at once
     :param contexts: accept these presentation contexts alone
+    :param services: what is answered besides, such as storage commitment; whoever made them enters and leaves them
     :param observer: told what happens
     :raises ConfigurationError: when it would listen beyond loopback without knowing who may in, or a value is wrong
     """
@@ -103,6 +105,7 @@ class StorageSCP:
         promiscuous: bool = True,
         budget: int = 256 << 20,
         contexts: Sequence[PresentationContext] | None = None,
+        services: Sequence[Service] = (),
         observer: Observer = NULL_OBSERVER,
     ) -> None:
         if not 0 <= port <= 65_535:
@@ -132,6 +135,7 @@ class StorageSCP:
             promiscuous=promiscuous,
             bind={} if tls is None else {name: frozenset(titles) for name, titles in tls.bind.items()},
             contexts=contexts,
+            services={service.answers: service for service in services},
         )
         self._half_open = 0
         self._listeners: list[socket.socket] = []

@@ -8,11 +8,13 @@ from asyncdicom.archive import Archive
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.fleet.fleet import Fleet
 from asyncdicom.fleet.limits import Breaker
+from asyncdicom.modality import Modality
 from asyncdicom.monitor.metrics import Exposed
 from asyncdicom.monitor.sweep import SweepPlan
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import Operation
 from asyncdicom.scp.access import Access, AllowRule, ServerTLS
+from asyncdicom.scp.commitment import StorageCommitment, Whom
 from asyncdicom.scp.server import StorageSCP
 from asyncdicom.service.config import Config, ScpTable
 
@@ -36,7 +38,21 @@ def make_archive(config: Config, observer: Observer) -> Archive | None:
     )
 
 
-def make_scp(config: Config, archive: Archive | None, observer: Observer) -> StorageSCP | None:
+def make_commitment(config: Config, archive: Archive | None, whom: Whom, observer: Observer) -> StorageCommitment | None:
+    """Storage commitment; None without an index, which tells what is kept."""
+    if archive is None or archive.index is None:
+        return None
+    return StorageCommitment(archive, whom, ae_title=config.ae.title, observer=observer)
+
+
+def modality_with(config: Config, ae_title: str) -> Modality | None:
+    """The first modality that has an AE title."""
+    return next((modality for modality in config.modality if modality.ae_title == ae_title), None)
+
+
+def make_scp(
+    config: Config, archive: Archive | None, commitment: StorageCommitment | None, observer: Observer
+) -> StorageSCP | None:
     """The storage SCP; None without ``[scp]``."""
     scp = config.scp
     if scp is None:
@@ -58,6 +74,7 @@ def make_scp(config: Config, archive: Archive | None, observer: Observer) -> Sto
         min_rate=scp.min_rate,
         drain_timeout=scp.drain_timeout,
         promiscuous=scp.promiscuous,
+        services=[] if commitment is None else [commitment],
         observer=observer,
     )
 

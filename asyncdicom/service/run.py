@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 
 from asyncdicom.archive import Archive
 from asyncdicom.errors import ArchiveError, ConfigurationError
+from asyncdicom.modality import Modality
 from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
 from asyncdicom.monitor.sweep import Sweeps
@@ -62,7 +63,8 @@ class Service:
         self.storage_state = StorageState()
         self._observer = Broadcast(self.states, self.storage_state, self.metrics)
         self._archive: Archive | None = parts.make_archive(config, self._observer)
-        self._scp: StorageSCP | None = parts.make_scp(config, self._archive, self._observer)
+        self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
+        self._scp: StorageSCP | None = parts.make_scp(config, self._archive, self._commitment, self._observer)
         self._fleets = FleetLender()
         self._sweeps = Sweeps(self._fleets.lend, self.metrics.sweep_ended)
         self._executor: ThreadPoolExecutor | None = None
@@ -102,6 +104,8 @@ class Service:
             logger.info("the archive is open", extra={"directory": self._archive.directory})
         await enter(self._fleets)
         await self._fleets.replace(parts.make_fleet(self._config, self._observer))
+        if self._commitment is not None:
+            await enter(self._commitment)
         if self._scp is not None:
             await enter(self._scp)
             address = {"ae_title": self._config.ae.title, "host": self._scp.host, "port": self._scp.port}
@@ -154,6 +158,9 @@ class Service:
         # The aborts at the end of a drain that took all its time count already.
         overtime = time.monotonic() - started - timeout
         return _END_WITHIN - max(0.0, overtime)
+
+    def _modality_with(self, ae_title: str) -> Modality | None:
+        return parts.modality_with(self._config, ae_title)
 
     # -- what the web side asks for -----------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def with_attributes(uid: str = "1.2.3", transfer_syntax: str = EXPLICIT_VR_LITTL
     """A minimal instance with attributes of one's own."""
     dataset = Dataset()
     dataset.SOPClassUID = CT_IMAGE_STORAGE
-    dataset.SOPInstanceUID = "1.2.3"
+    dataset.SOPInstanceUID = uid
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
     return Received(encode_dataset(dataset, transfer_syntax), CT_IMAGE_STORAGE, uid, transfer_syntax, "CT1")

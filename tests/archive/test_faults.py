@@ -114,7 +114,7 @@ def test_a_failed_sync_is_final(tmp_path: Path, parts: bool) -> None:
 
 def test_a_failed_sync_of_the_index_is_final_and_takes_the_file_back(tmp_path: Path) -> None:
     archive, index = tmp_path / "archive", tmp_path / "index.db"
-    options = ["--index", f"sqlite:{index}", "--paused", "--count", "6", "--durability", "full"]
+    options = ["--index", f"sqlite:{index}", "--paused", "--count", "6", "--threads", "1"]
     with running(storing(archive, *options)) as process:
         _ready(process)
         first = Stored(process)

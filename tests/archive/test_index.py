@@ -267,5 +267,36 @@ async def test_a_commit_that_finds_no_space_is_an_error_and_the_next_one_works(t
     await index.close()
 
 
-def test_the_schema_is_in_the_package() -> None:
-    assert "CREATE TABLE instances" in resources.files("asyncdicom.archive").joinpath("schema.sql").read_text()
+def _schema(version: int) -> str:
+    return resources.files("asyncdicom.archive").joinpath(f"schema-{version}.sql").read_text(encoding="utf-8")
+
+
+def test_the_schemas_are_in_the_package() -> None:
+    assert "CREATE TABLE instances" in _schema(1)
+    assert all(_schema(version) for version in range(1, SCHEMA_VERSION + 1))
+
+
+async def test_an_index_of_an_earlier_version_is_brought_to_the_current_one(tmp_path: Path, no_leaks: object) -> None:
+    def write() -> None:
+        connection = sqlite3.connect(tmp_path / "index.db", isolation_level=None)
+        connection.executescript(_schema(1))
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO senders VALUES ('CT1', 1000.0)")
+        connection.close()
+
+    await anyio.to_thread.run_sync(write)
+    index = await _open(tmp_path)
+    assert await index.last_received() == {"CT1": 1000.0}
+    assert await index.add(_entry(1)) is True
+    await index.close()
+
+    def read() -> tuple[int, int]:
+        connection = sqlite3.connect(tmp_path / "index.db")
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (commitments,) = connection.execute("SELECT count(*) FROM commitments").fetchone()
+        finally:
+            connection.close()
+        return version, commitments
+
+    assert await anyio.to_thread.run_sync(read) == (SCHEMA_VERSION, 0)

@@ -134,7 +134,7 @@ def test_keys_are_found_behind_nested_sequences(syntax: str, undefined: bool, de
     dataset.ReferencedStudySequence = Sequence([inner])
     dataset["ReferencedStudySequence"].is_undefined_length = undefined
     keys = read_keys(encode_dataset(dataset, syntax), syntax)
-    assert keys == Keys("1.2.3", "1.2.3.4", "1.2.3.5", "P1", "A1", "20260101", "CT")
+    assert keys == Keys("1.2.3", "1.2.3.4", "1.2.3.5", "P1", "A1", "20260101", "CT", "1.2")
 
 
 def test_nesting_of_any_depth_costs_no_recursion() -> None:
