@@ -40,7 +40,7 @@ class Observer:
         """A request for association was rejected, or a connection turned away.
 
         :param reason: ``calling_ae_title``, ``called_ae_title``, ``network``, ``limit``, ``draining``, ``user_identity``,
-            ``tls`` or ``artim``
+            ``tls``, ``protocol_version`` or ``artim``
         """
 
     def scp_association_aborted(self, reason: str, calling_ae_title: str, peer_address: str) -> None:

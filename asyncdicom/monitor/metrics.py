@@ -36,6 +36,7 @@ REJECTION_REASONS = (
     "user_identity",
     "tls",
     "artim",
+    "protocol_version",
 )
 ABORT_REASONS = ("peer", "connection_lost", "idle", "stalled", "protocol_error", "too_large", "drain")
 WRITE_STEPS = ("write", "sync", "name", "sync_folder", "index")

@@ -183,6 +183,7 @@ class ServedAssociation(HardenedAssociation):
         asked = self.dul.asked
         if asked is None or not asked.protocol_version & negotiation.PROTOCOL_VERSION:
             self.acse.send_reject(*negotiation.PROTOCOL_VERSION_NOT_SUPPORTED)
+            self._tell(self.door.refused, "protocol_version", self.peer)
             self.dul.join(1.0)
             return
         self.peer.calling_ae_title, self.peer.called_ae_title = asked.calling_ae_title.strip(), asked.called_ae_title.strip()

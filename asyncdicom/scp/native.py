@@ -369,6 +369,7 @@ class ServedAssociation(asyncio.Protocol):
         if request is None:
             return False
         if not request.protocol_version & negotiation.PROTOCOL_VERSION:
+            self._door.refused("protocol_version", self._peer)
             self._reject(negotiation.PROTOCOL_VERSION_NOT_SUPPORTED)
             return False
         peer = self._peer

@@ -107,6 +107,24 @@ def test_beyond_loopback_it_refuses_to_open_without_knowing_who_may_in() -> None
     StorageSCP(accept, host="0.0.0.0", access=Access([AllowRule.parse("CT1")]))
 
 
+async def test_a_request_in_a_protocol_that_nobody_speaks_is_rejected_and_counted(
+    no_leaks: object, engine: Engine, seen: Seen
+) -> None:
+    """PS3.8 section 9.3.2: bit 0 alone is tested."""
+    contexts = negotiation.propose([PresentationContext(VERIFICATION)])[0]
+    request = negotiation.encode_request(AssociateRequest("ANY-SCP", "NEWER", contexts, protocol_version=2))
+    async with StorageSCP(accept, port=0, engine=engine, observer=seen) as scp:
+        async with await Wire.connect("127.0.0.1", scp.port) as wire:
+            await wire.send(request)
+            answer = await wire.receive_pdu()
+            assert answer is not None
+            assert bytes(answer.body[1:4]) == bytes(negotiation.PROTOCOL_VERSION_NOT_SUPPORTED)
+        with anyio.fail_after(5):
+            while not seen.rejected:
+                await anyio.sleep(0.01)
+    assert seen.rejected == {"protocol_version": 1}
+
+
 HALF_A_REQUEST = negotiation.encode_request(
     AssociateRequest("ANY-SCP", "HALF", negotiation.propose([PresentationContext(VERIFICATION)])[0])
 )[:90]
