@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         ProtocolError,
         ResolveFailed,
         TLSFailed,
+        TooManyMatches,
     )
     from asyncdicom.fleet.fleet import Fleet, Matches
     from asyncdicom.fleet.limits import Breaker
@@ -119,6 +120,7 @@ _HOMES = {
             "ProtocolError",
             "ResolveFailed",
             "TLSFailed",
+            "TooManyMatches",
         ),
         "asyncdicom.errors",
     ),
@@ -177,6 +179,7 @@ __all__ = [
     "SubOperations",
     "TLSFailed",
     "Timeouts",
+    "TooManyMatches",
     "UserIdentity",
     "__version__",
     "associate",

@@ -6,6 +6,7 @@
     ├── ConfigurationError            a setting is wrong: where, what, and what to write instead
     │   └── ConfigurationErrors       every mistake of a configuration at once
     ├── DatasetError                  a dataset or file cannot be used: which, and why
+    ├── TooManyMatches                what was asked for has more matches than are merged in memory
     ├── ArchiveError                  the archive cannot keep an object
     │   └── ArchiveFull               no space: the peer gets 0xA700
     └── OperationError                an operation on a peer did not succeed; ``reason`` says why
@@ -71,6 +72,10 @@ class ConfigurationErrors(ConfigurationError):
 
 class DatasetError(AsyncDicomError):
     """A dataset or file cannot be used; the message names it and says why."""
+
+
+class TooManyMatches(AsyncDicomError):
+    """What was asked for has more matches than are merged in memory; the query must be narrowed, or not be merged."""
 
 
 class ArchiveError(AsyncDicomError):

@@ -23,7 +23,9 @@ from asyncdicom import (
     Received,
     SubOperations,
     Timeouts,
+    TooManyMatches,
 )
+from asyncdicom.fleet import merge
 from asyncdicom.testing import Behaviour, Fault, HeldInstance, SimulatedModality, simulate, synthetic_study
 
 TIMEOUTS = Timeouts(resolve=0.5, connect=0.5, associate=0.5, operation=0.5, release=0.3)
@@ -171,6 +173,18 @@ async def test_matches_of_several_archives_come_together(no_leaks: object, fleet
         "dead": "connect_refused",
     }
     assert plain.outcomes["a0"].matches == 2
+
+
+async def test_merging_takes_no_more_memory_than_it_may_and_stops_the_archives(
+    no_leaks: object, fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "_MOST", 20_000)
+    different = [{"StudyInstanceUID": f"1.{n}"} for n in range(200)]
+    async with SimulatedModality(matches=different) as one, SimulatedModality(matches=different[:10]) as other:
+        async with fleet_of([one.modality("one"), other.modality("other")]) as fleet:
+            with pytest.raises(TooManyMatches, match="narrow the query"):
+                async for _ in fleet.find(Query(), merge=True):
+                    pass
 
 
 async def test_a_limit_gives_so_many_matches_and_cancels_the_rest(no_leaks: object, fleet_of: Callable[..., Fleet]) -> None:
