@@ -134,6 +134,8 @@ class Modality:
     :ivar calling_ae_title: how we introduce ourselves to it; None for the default
     :ivar groups: names under which it can be addressed as ``@group``
     :ivar engine: which engine talks to it; None for the default
+    :ivar one_operation_per_association: it mishandles a second one
+    :ivar probe_store: a probe may send it a synthetic instance
     """
 
     name: str
@@ -148,6 +150,7 @@ class Modality:
     user_identity: UserIdentity | None = None
     engine: Engine | None = None
     one_operation_per_association: bool = False
+    probe_store: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from asyncdicom.association.transcript import overhear
 from asyncdicom.association.transport import part_with
 from asyncdicom.errors import AssociationAborted, ConnectionLost, OperationError, ProtocolError
 from asyncdicom.upper_layer import pdu
@@ -39,6 +40,7 @@ class Link(asyncio.Protocol):
     def __init__(self, who: str, max_pdu: int, max_object_size: int, check: Callable[[bytes], None]) -> None:
         self._who = who
         self._check = check
+        self._overheard = overhear()
         self._frames = PDUReader(max_pdu)
         self._messages = MessageReader(max_object_size)
         self._inbox: deque[Message] = deque()
@@ -66,6 +68,8 @@ class Link(asyncio.Protocol):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
+        if self._overheard is not None:
+            self._overheard.received(data)
         if self._deaf():
             return
         try:
@@ -160,16 +164,20 @@ class Link(asyncio.Protocol):
         # PS3.8 AA-8: the peer is told, and then no longer listened to.
         if self.ended is None:
             self.ended = error
-            if self._transport is not None:
-                part_with(self._transport, pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, reason))
+            self._part(pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, reason))
 
     def abort(self) -> None:
         """Send A-ABORT and close; what the peer has not read by then is its loss. It need not have answered (PS3.8 AA-1)."""
         if self.ended is None:
             self.ended = ConnectionLost(f"{self._who}: the association is over")
-            if self._transport is not None:
-                part_with(self._transport, pdu.encode_abort())
+            self._part(pdu.encode_abort())
             self._notify()
+
+    def _part(self, abort: bytes) -> None:
+        if self._overheard is not None:
+            self._overheard.sent(abort)
+        if self._transport is not None:
+            part_with(self._transport, abort)
 
     @property
     def is_gone(self) -> bool:
@@ -263,6 +271,8 @@ class Link(asyncio.Protocol):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes; to a connection that is over they are lost, as they would be on the wire."""
         if self._transport is not None and not self._transport.is_closing():
+            if self._overheard is not None:
+                self._overheard.sent(data)
             self._transport.write(data)
 
     async def drained(self, seconds: float, late: Late) -> None:

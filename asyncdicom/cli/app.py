@@ -19,6 +19,7 @@ _COMMANDS: tuple[Callable[..., int], ...] = (
     commands.move,
     commands.get,
     commands.send,
+    commands.probe,
     commands.serve,
     commands.check_config,
     commands.verify,

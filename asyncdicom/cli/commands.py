@@ -203,6 +203,30 @@ def verify(
     return command(config, json)
 
 
+def probe(
+    target: Targets,
+    /,
+    *,
+    module: Annotated[Literal["echo", "find", "worklist", "store"], Parameter(help="What is asked.")] = "echo",
+    json: Annotated[Flag, Parameter(help="The outcome as one JSON object.")] = False,
+    asking: Asking = ASKING,
+) -> int:
+    """Ask one target, and show what was said on the wire and what /probe would answer.
+
+    find and worklist are a C-ECHO and a C-FIND for today that is stopped at the first match; store is a C-ECHO and a C-STORE
+    of a small synthetic instance, for modalities with quirks = { probe_store = true }. No dataset is shown.
+
+    For example:
+
+        asyncdicom probe pacs
+        asyncdicom probe ris --module worklist
+        asyncdicom probe PACS@10.1.2.3:11112 --module find --deadline 5
+    """
+    from asyncdicom.cli.probe import probe_target as command
+
+    return command(target, module, asking, json)
+
+
 def simulate(
     *,
     count: Annotated[int, Parameter(metavar="N", help="How many modalities.")] = 10,

@@ -190,6 +190,7 @@ class QuirksTable(Table):
     """What a device cannot do."""
 
     one_operation_per_association: bool = Field(default=False, description="true or false")
+    probe_store: bool = Field(default=False, description="true or false")
 
 
 class ModalityTable(Table):
@@ -237,6 +238,7 @@ class ModalityTable(Table):
                 user_identity=self.user_identity.build(f"{path}.user_identity") if self.user_identity else None,
                 engine=self.engine,
                 one_operation_per_association=self.quirks.one_operation_per_association,
+                probe_store=self.quirks.probe_store,
             )
         except ConfigurationError as error:
             where = error.path if error.path.startswith(path) else f"{path}.{error.path}"

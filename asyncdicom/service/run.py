@@ -22,6 +22,7 @@ from asyncdicom.archive import Archive
 from asyncdicom.errors import ArchiveError, ConfigurationError
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.metrics import Metrics
+from asyncdicom.monitor.probe import DEFAULT_TIMEOUT, Probed, probe
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
 from asyncdicom.monitor.sweep import Sweeps
 from asyncdicom.outcome import Outcome
@@ -237,6 +238,19 @@ class Service:
         async with self._fleets.lend() as fleet:
             (outcome,) = [outcome async for outcome in fleet.echo(fleet.select(name))]
         return outcome
+
+    async def probe(self, name: str, module: str, timeout: float | None) -> Probed:
+        """Probe a modality of the inventory.
+
+        :param timeout: seconds; None for the fleet's deadline
+        :raises ConfigurationError: when the inventory has no such name, there is no such module, or it is not allowed
+        """
+        async with self._fleets.lend() as fleet:
+            modality = next((modality for modality in fleet.modalities if modality.name == name), None)
+            if modality is None:
+                # Neither a group nor an address: whoever can reach us must not be able to have us call anybody.
+                raise ConfigurationError("target", name, "the name of a modality of the inventory")
+            return await probe(fleet, modality, module, timeout or self._config.fleet.deadline or DEFAULT_TIMEOUT)
 
     async def reload(self) -> list[str]:
         """Read the configuration again: modalities, fleet, sweeps, the allow list and the token. Associations go on.

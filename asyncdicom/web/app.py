@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -18,6 +19,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import BaseRoute, Route
 
 from asyncdicom._version import __version__
+from asyncdicom.errors import ConfigurationError
+from asyncdicom.monitor.probe import explain
 from asyncdicom.monitor.state import ModalityState, worst_first
 from asyncdicom.web import pages
 from asyncdicom.web.backend import Backend
@@ -29,6 +32,8 @@ _STATIC = {
     "fleet.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+# Prometheus gives up after its scrape timeout: the answer has to be there some time before, in seconds.
+_SCRAPE_OFFSET = 0.5
 T = TypeVar("T")
 
 
@@ -56,6 +61,7 @@ class _Routes:
             Route("/modalities/{name}", self.modality),
             Route("/static/{name}", self.static),
             Route("/metrics", self.metrics),
+            Route("/probe", self.probe),
             Route("/sd", self.discovery),
             Route("/-/healthy", self.healthy),
             Route("/-/ready", self.ready),
@@ -106,6 +112,21 @@ class _Routes:
         """Every metric, as text or as OpenMetrics."""
         accept = request.headers.get("accept", "")
         body, content_type = await self._in_thread(lambda: self._backend.metrics.render(accept))
+        return Response(body, headers={"content-type": content_type})
+
+    async def probe(self, request: Request) -> Response:
+        """Ask one modality of the inventory now; 200 also when it is down, because the metrics say so."""
+        query, accept = request.query_params, request.headers.get("accept", "")
+        scrape = _seconds(request.headers.get("x-prometheus-scrape-timeout-seconds"))
+        # What the answer takes on its way is not the modality's.
+        timeout = None if scrape is None else max(scrape - _SCRAPE_OFFSET, scrape / 2)
+        try:
+            probed = await self._backend.probe(query.get("target", ""), query.get("module", "echo"), timeout)
+        except ConfigurationError as error:
+            return PlainTextResponse(f"{error}\n", 400)
+        if query.get("debug", "") == "true":
+            return PlainTextResponse(await self._in_thread(lambda: explain(probed)))
+        body, content_type = await self._in_thread(lambda: probed.render(accept))
         return Response(body, headers={"content-type": content_type})
 
     async def discovery(self, request: Request) -> Response:
@@ -163,6 +184,15 @@ class _Routes:
 
     def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _seconds(text: str | None) -> float | None:
+    """A number of seconds that a scraper says it waits; None where it says none, or nonsense."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < math.inf else None
 
 
 def as_json(state: ModalityState) -> dict[str, Any]:

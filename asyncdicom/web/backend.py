@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asyncdicom.monitor.metrics import Metrics
+from asyncdicom.monitor.probe import Probed
 from asyncdicom.monitor.state import States
 from asyncdicom.outcome import Outcome
 
@@ -63,6 +64,13 @@ class Backend(Protocol):
         """Read the configuration again.
 
         :return: its mistakes; with any, nothing was changed
+        """
+
+    async def probe(self, name: str, module: str, timeout: float | None) -> Probed:
+        """Probe a modality of the inventory.
+
+        :param timeout: seconds; None for the fleet's own
+        :raises ConfigurationError: when the inventory has no such name, there is no such module, or it is not allowed
         """
 
     async def echo(self, name: str) -> Outcome:
