@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 from asyncdicom.archive import Archive
 from asyncdicom.errors import ArchiveError, ConfigurationError
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.probe import DEFAULT_TIMEOUT, Probed, probe
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
@@ -52,6 +53,7 @@ class Service:
     :ivar states: what is known of the modalities
     :ivar storage_state: what the storage SCP did
     :ivar metrics: what is counted
+    :ivar changes: who is told that something changed
     :ivar web: the address and port of the web side, None without one or before it serves
     """
 
@@ -62,7 +64,9 @@ class Service:
         self.states = States(config.modality, on_change=_log_change)
         self.metrics = Metrics(parts.exposed(config), self.states)
         self.storage_state = StorageState()
-        self._observer = Broadcast(self.states, self.storage_state, self.metrics)
+        # Last, so that whoever is told of a change finds it.
+        self.changes = Changes()
+        self._observer = Broadcast(self.states, self.storage_state, self.metrics, self.changes)
         self._archive: Archive | None = parts.make_archive(config, self._observer)
         self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
         self._scp: StorageSCP | None = parts.make_scp(config, self._archive, self._commitment, self._observer)
@@ -212,6 +216,22 @@ class Service:
             last_received=self.storage_state.last_received,
             free_bytes=free,
         )
+
+    async def studies(self, limit: int) -> list[dict[str, Any]]:
+        """The studies that received something last, latest first, without patients; none without an index.
+
+        :raises ArchiveError: when the index does not answer
+        """
+        index = None if self._archive is None else self._archive.index
+        return [] if index is None else await index.studies(limit=limit)
+
+    async def senders(self) -> dict[str, float]:
+        """For every calling AE title, when its last instance arrived (seconds since the epoch, UTC).
+
+        :raises ArchiveError: when the index does not answer
+        """
+        index = None if self._archive is None else self._archive.index
+        return {} if index is None else await index.last_received()
 
     async def not_ready(self) -> list[str]:
         """Why the service cannot work now; nothing when it can."""

@@ -15,16 +15,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from asyncdicom._version import __version__
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.monitor.probe import explain
 from asyncdicom.monitor.state import ModalityState, worst_first
-from asyncdicom.web import pages
+from asyncdicom.web import pages, storage_page
 from asyncdicom.web.backend import Backend
 from asyncdicom.web.guard import Guard
+from asyncdicom.web.stream import Streams
 from asyncdicom.web.words import moment
 
 _STATIC = {
@@ -34,23 +35,39 @@ _STATIC = {
 }
 # Prometheus gives up after its scrape timeout: the answer has to be there some time before, in seconds.
 _SCRAPE_OFFSET = 0.5
+_STUDIES_SHOWN = 50
+_MOST_STUDIES = 1_000
 T = TypeVar("T")
 
 
-def create_app(backend: Backend, executor: Executor) -> Starlette:
+def streams_of(backend: Backend) -> Streams:
+    """The streams of server-sent events of a service."""
+
+    def modality(name: str) -> dict[str, Any] | None:
+        state = backend.states.get(name)
+        return None if state is None else as_json(state)
+
+    return Streams(backend.changes, modality, lambda: _storage(backend))
+
+
+def create_app(backend: Backend, executor: Executor, streams: Streams) -> Starlette:
     """Return the web side of a service.
 
     :param backend: the service
     :param executor: where pages and metrics are rendered, so that the loop goes on meanwhile
+    :param streams: of :func:`streams_of`
     """
-    return Starlette(routes=_Routes(backend, executor).routes(), middleware=[Middleware(Guard, token=lambda: backend.token)])
+    return Starlette(
+        routes=_Routes(backend, executor, streams).routes(), middleware=[Middleware(Guard, token=lambda: backend.token)]
+    )
 
 
 class _Routes:
-    def __init__(self, backend: Backend, executor: Executor) -> None:
+    def __init__(self, backend: Backend, executor: Executor, streams: Streams) -> None:
         self._backend = backend
         self._executor = executor
         # Three small files, read once: answering them touches no disk.
+        self._streams = streams
         self._static = {name: files(__package__).joinpath("static", name).read_bytes() for name in _STATIC}
         self._digests = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in self._static.items()}
 
@@ -59,6 +76,7 @@ class _Routes:
         return [
             Route("/", self.fleet),
             Route("/modalities/{name}", self.modality),
+            Route("/storage", self.storage),
             Route("/static/{name}", self.static),
             Route("/metrics", self.metrics),
             Route("/probe", self.probe),
@@ -66,6 +84,8 @@ class _Routes:
             Route("/-/healthy", self.healthy),
             Route("/-/ready", self.ready),
             Route("/-/reload", self.reload, methods=["POST"]),
+            Route("/api/events", self.api_events),
+            Route("/api/studies", self.api_studies),
             Route("/api/modalities", self.api_modalities),
             Route("/api/modalities/{name}", self.api_modality),
             Route("/api/modalities/{name}/echo", self.api_echo, methods=["POST"]),
@@ -98,6 +118,17 @@ class _Routes:
         if "fragment" in request.query_params:
             return HTMLResponse(await self._in_thread(lambda: pages.modality_fragment(state, time.time())))
         return HTMLResponse(await self._in_thread(lambda: pages.modality(self._shell(), state, time.time())))
+
+    async def storage(self, request: Request) -> Response:
+        """The storage page, or with ``fragment=1`` what of it changes."""
+        studies, senders = await self._backend.studies(_STUDIES_SHOWN), await self._backend.senders()
+        fragment = "fragment" in request.query_params
+
+        def render() -> str:
+            shown = storage_page.Shown(self._backend.storage(), studies, senders, time.time())
+            return storage_page.fragment(shown) if fragment else storage_page.page(self._shell(), shown)
+
+        return HTMLResponse(await self._in_thread(render))
 
     async def static(self, request: Request) -> Response:
         """Style, script and icon."""
@@ -147,6 +178,20 @@ class _Routes:
         mistakes = await self._backend.reload()
         return JSONResponse({"reloaded": not mistakes, "mistakes": mistakes}, 422 if mistakes else 200)
 
+    async def api_events(self, request: Request) -> Response:
+        """What changes, as server-sent events: ``modality``, ``gone`` and ``storage``."""
+        if self._streams.is_full:
+            raise HTTPException(503, "too many listen already")
+        return StreamingResponse(self._streams.events(), media_type="text/event-stream")
+
+    async def api_studies(self, request: Request) -> Response:
+        """The studies that received something last, latest first; no patients."""
+        asked = request.query_params.get("limit", "100")
+        if not (asked.isascii() and asked.isdigit() and 1 <= int(asked[:9]) <= _MOST_STUDIES):
+            raise HTTPException(400, f"limit: a number from 1 to {_MOST_STUDIES}")
+        studies = await self._backend.studies(int(asked))
+        return JSONResponse([_study(study) for study in studies])
+
     async def api_modalities(self, request: Request) -> Response:
         """Every modality, in the order of the inventory."""
         states = self._backend.states.all()
@@ -184,6 +229,23 @@ class _Routes:
 
     def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _storage(backend: Backend) -> dict[str, Any]:
+    state = backend.storage_state
+    return {
+        "associations": state.associations,
+        "instances": state.instances,
+        "failed": state.failed,
+        "received_bytes": state.received_bytes,
+        "rejected": state.rejected,
+        "last_received": None if state.last_received is None else moment(state.last_received),
+    }
+
+
+def _study(study: dict[str, Any]) -> dict[str, Any]:
+    times = ("first_received", "last_received", "completed_at")
+    return {**study, **{name: None if study[name] is None else moment(study[name]) for name in times}}
 
 
 def _seconds(text: str | None) -> float | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.probe import Probed
-from asyncdicom.monitor.state import States
+from asyncdicom.monitor.state import States, StorageState
 from asyncdicom.outcome import Outcome
 
 
@@ -53,6 +54,20 @@ class Backend(Protocol):
     @property
     def token(self) -> str | None:
         """What requests must carry; None when they need not."""
+
+    @property
+    def storage_state(self) -> StorageState:
+        """What the storage SCP did since it was started."""
+
+    @property
+    def changes(self) -> Changes:
+        """Who is told that something changed."""
+
+    async def studies(self, limit: int) -> list[dict[str, Any]]:
+        """The studies that received something last, latest first, without patients; none without an index."""
+
+    async def senders(self) -> dict[str, float]:
+        """For every calling AE title, when its last instance arrived (seconds since the epoch, UTC)."""
 
     def storage(self) -> StorageSummary | None:
         """The storage SCP, None without one. It may look at the disk: called in a thread."""

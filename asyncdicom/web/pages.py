@@ -118,7 +118,7 @@ def fleet_fragment(states: Sequence[ModalityState], shown: Filter, storage: Stor
     down = sum(state.condition == "down" for state in states)
     return element(
         "div",
-        element("div", _tiles(states), _storage(storage, now), class_="overview"),
+        element("div", _tiles(states), storage_overview(storage, now), class_="overview"),
         element("div", table, class_="card"),
         _pager(shown, page, pages, len(rows)),
         id="live",
@@ -141,8 +141,8 @@ def modality_fragment(state: ModalityState, now: float) -> Markup:
         ("We call as", element("span", peer.calling_ae_title, class_="mono") if peer.calling_ae_title else "default"),
         ("TLS", "yes" if peer.tls else "no"),
         ("Implementation", _implementation(state.last)),
-        ("Last success", _ago(state.last_success, now)),
-        ("Last instance from it", _ago(state.last_received, now)),
+        ("Last success", ago(state.last_success, now)),
+        ("Last instance from it", ago(state.last_received, now)),
         ("Failures in a row", words.number(state.failures)),
     ]
     return element(
@@ -218,7 +218,8 @@ def _tiles(states: Sequence[ModalityState]) -> Markup:
     return element("div", tiles, class_="tiles")
 
 
-def _storage(storage: StorageSummary | None, now: float) -> Markup | None:
+def storage_overview(storage: StorageSummary | None, now: float) -> Markup | None:
+    """The storage SCP in a few numbers."""
     if storage is None:
         return None
     bad = " bad" if storage.failed else ""
@@ -229,12 +230,15 @@ def _storage(storage: StorageSummary | None, now: float) -> Markup | None:
         ("associations open", words.number(storage.associations), ""),
         ("turned away", words.number(storage.rejected), ""),
         ("free", words.size(storage.free_bytes), ""),
-        ("last instance", _ago(storage.last_received, now), ""),
+        ("last instance", ago(storage.last_received, now), ""),
     ]
     return element(
         "section",
         element(
-            "div", element("span", "Storage"), element("span", storage.address, class_="mono muted"), class_="storage-head"
+            "div",
+            element("a", "Storage", href="/storage"),
+            element("span", storage.address, class_="mono muted"),
+            class_="storage-head",
         ),
         element(
             "dl",
@@ -366,7 +370,8 @@ def _since(state: ModalityState, now: float) -> Markup:
     return element("time", words.span(now - state.since), datetime=words.moment(state.since), title=words.moment(state.since))
 
 
-def _ago(at: float | None, now: float) -> Child:
+def ago(at: float | None, now: float) -> Child:
+    """How long ago something was."""
     if at is None:
         return "never"
     return element("time", f"{words.span(now - at)} ago", datetime=words.moment(at), title=words.moment(at))

@@ -14,8 +14,9 @@ import anyio
 import uvicorn
 
 from asyncdicom.errors import ConfigurationError
-from asyncdicom.web.app import create_app
+from asyncdicom.web.app import create_app, streams_of
 from asyncdicom.web.backend import Backend
+from asyncdicom.web.stream import Streams
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ async def serve_web(backend: Backend, host: str, port: int) -> AsyncIterator[tup
         # In a thread, because a host name is looked up on the way, and files are read.
         loop = asyncio.get_running_loop()
         listener = await loop.run_in_executor(executor, _listen, host, port)
-        server = await loop.run_in_executor(executor, _make_server, backend, executor)
+        streams = streams_of(backend)
+        server = await loop.run_in_executor(executor, _make_server, backend, executor, streams)
         address = listener.getsockname()[:2]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_serve, server, listener, name="web")
@@ -66,7 +68,8 @@ async def serve_web(backend: Backend, host: str, port: int) -> AsyncIterator[tup
             try:
                 yield address[0], address[1]
             finally:
-                # It ends by itself then, and the group waits for it: at most the grace.
+                # It ends by itself then, and the group waits for it: at most the grace. Streams would go on for ever.
+                streams.end()
                 server.should_exit = True
     finally:
         if listener is not None:
@@ -74,9 +77,9 @@ async def serve_web(backend: Backend, host: str, port: int) -> AsyncIterator[tup
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_server(backend: Backend, executor: ThreadPoolExecutor) -> _Server:
+def _make_server(backend: Backend, executor: ThreadPoolExecutor, streams: Streams) -> _Server:
     config = uvicorn.Config(
-        create_app(backend, executor),
+        create_app(backend, executor, streams),
         http="h11",
         ws="none",
         lifespan="off",

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.metrics import Exposed, Metrics
-from asyncdicom.monitor.state import Broadcast, States
+from asyncdicom.monitor.probe import Probed
+from asyncdicom.monitor.state import Broadcast, States, StorageState
 from asyncdicom.outcome import Outcome, Reason
 from asyncdicom.web.backend import StorageSummary
 from asyncdicom.web.server import serve_web
@@ -26,7 +30,10 @@ class KnownService:
         swept = {"echo": frozenset(modality.name for modality in modalities)}
         exposed = Exposed(modalities, swept, ("echo",), storage=True, archive=Path())
         self.metrics = Metrics(exposed, self.states)
-        self.observer = Broadcast(self.states, self.metrics)
+        self.storage_state = StorageState()
+        self.changes = Changes(most=3)
+        self.observer = Broadcast(self.states, self.storage_state, self.metrics, self.changes)
+        self.known_studies: list[dict[str, Any]] = []
         self.mistakes: list[str] = []
         self.unready: list[str] = []
         self.reloads = 0
@@ -35,6 +42,15 @@ class KnownService:
 
     def storage(self) -> StorageSummary | None:
         return StorageSummary("ASYNCDICOM@127.0.0.1:11112", 3, 1_250, 0, 655 << 20, 2, 1_700_000_000.0, 42 << 30)
+
+    async def studies(self, limit: int) -> list[dict[str, Any]]:
+        return self.known_studies[:limit]
+
+    async def senders(self) -> dict[str, float]:
+        return {"CT1": 1_700_000_000.0}
+
+    async def probe(self, name: str, module: str, timeout: float | None) -> Probed:
+        raise ConfigurationError("target", name, "nobody is probed here")
 
     async def not_ready(self) -> list[str]:
         return self.unready

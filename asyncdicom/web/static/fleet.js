@@ -1,9 +1,14 @@
 // Fetches what changes every few seconds and replaces it only when it is different, so that nothing flickers.
 "use strict";
 
+// Changes are told of by server-sent events; where none come, because a proxy holds them back, this asks by itself.
 const PERIOD = 5000;
+const QUIET = 30000;
+const AFTER = 250;
 const freshness = document.getElementById("freshness");
 let running = null;
+let refreshed = Date.now();
+let waiting = null;
 
 function fragmentAddress() {
   const address = new URL(location.href);
@@ -13,6 +18,7 @@ function fragmentAddress() {
 
 async function refresh() {
   if (running) return running;
+  refreshed = Date.now();
   running = (async () => {
     try {
       const response = await fetch(fragmentAddress(), { headers: { accept: "text/html" }, signal: AbortSignal.timeout(PERIOD) });
@@ -62,5 +68,19 @@ document.getElementById("filters")?.addEventListener("change", (event) => {
   if (event.target.tagName === "SELECT") event.currentTarget.submit();
 });
 
-setInterval(() => document.hidden || refresh(), PERIOD);
+function soon() {
+  if (document.hidden || waiting) return;
+  waiting = setTimeout(() => {
+    waiting = null;
+    refresh();
+  }, AFTER);
+}
+
+const events = new EventSource("/api/events");
+for (const kind of ["modality", "gone", "storage"]) events.addEventListener(kind, soon);
+
+setInterval(() => {
+  const patience = events.readyState === EventSource.OPEN ? QUIET : 0;
+  if (!document.hidden && Date.now() - refreshed >= patience) refresh();
+}, PERIOD);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());

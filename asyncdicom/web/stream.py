@@ -1,0 +1,68 @@
+"""Server-sent events: what changed, as it changes (``/api/events``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from asyncdicom.monitor.changes import Changed, Changes
+
+# Seconds without a change after which a comment shows that the stream is alive: proxies cut what is silent.
+_HEARTBEAT = 15.0
+# Changes of so many seconds go together: a sweep of thousands is one burst, and nobody reads faster.
+_TOGETHER = 1.0
+# What a browser waits before it asks again, in milliseconds.
+_RETRY = 3000
+
+Snapshot = Callable[[str], dict[str, Any] | None]
+
+
+class Streams:
+    """The streams that are open.
+
+    :param modality: a modality as JSON by its name; None for one that has left
+    :param storage: the storage SCP as JSON
+    """
+
+    def __init__(self, changes: Changes, modality: Snapshot, storage: Callable[[], dict[str, Any]]) -> None:
+        self._changes = changes
+        self._modality = modality
+        self._storage = storage
+        self._open: set[Changed] = set()
+        self._is_over = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many as there may be."""
+        return self._is_over or self._changes.is_full
+
+    def end(self) -> None:
+        """Let all of them end by themselves."""
+        self._is_over = True
+        for changed in self._open:
+            changed.wake()
+
+    async def events(self) -> AsyncIterator[str]:
+        """Events in their form on the wire, until the server ends or the reader goes."""
+        with self._changes.listening() as changed:
+            self._open.add(changed)
+            try:
+                yield f"retry: {_RETRY}\n\n"
+                while not self._is_over:
+                    names, stored = await changed.wait(_HEARTBEAT)
+                    if not names and not stored:
+                        yield ": nothing happened\n\n"
+                    for name in sorted(names):
+                        told = self._modality(name)
+                        yield _event("modality" if told is not None else "gone", told or {"name": name})
+                    if stored:
+                        yield _event("storage", self._storage())
+                    if not self._is_over:
+                        await changed.rest(_TOGETHER)
+            finally:
+                self._open.discard(changed)
+
+
+def _event(kind: str, data: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
