@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ Engine = Literal["native", "pynetdicom"]
 
 # PS3.5 section 6.2, AE: 16 characters of the default repertoire without backslash and control characters.
 _AE_TITLE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")
+_HOURS = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 _TARGET = re.compile(r"(?P<ae>[^@]{1,16})@(?P<host>\[[0-9a-fA-F:.%]+\]|[^:@\[\]]+):(?P<port>\d{1,5})")
 
 
@@ -124,6 +126,39 @@ class UserIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class QuietHours:
+    """A time of day in which a modality is not swept, because it is off or busy.
+
+    :ivar start: minutes since midnight, local time
+    :ivar end: the first minute after; before the start, it goes over midnight
+    """
+
+    start: int
+    end: int
+
+    @classmethod
+    def parse(cls, text: str) -> QuietHours:
+        """Make them of text such as ``22:00-06:00``.
+
+        :raises ConfigurationError: when it has another form, or is the whole day or none of it
+        """
+        match = _HOURS.fullmatch(text.replace(" ", ""))
+        numbers = [int(number) for number in match.groups()] if match is not None else []
+        if not numbers or numbers[0] > 23 or numbers[2] > 23 or max(numbers[1], numbers[3]) > 59:
+            raise ConfigurationError("quiet_hours", text, 'a time of day such as "22:00-06:00"')
+        start, end = numbers[0] * 60 + numbers[1], numbers[2] * 60 + numbers[3]
+        if start == end:
+            raise ConfigurationError("quiet_hours", text, "the beginning and the end of a part of the day")
+        return cls(start, end)
+
+    def covers(self, minute: int) -> bool:
+        """Whether a minute of the day is one of them."""
+        if self.start < self.end:
+            return self.start <= minute < self.end
+        return minute >= self.start or minute < self.end
+
+
+@dataclass(frozen=True, slots=True)
 class Modality:
     """A DICOM device: an address, a port and an AE title.
 
@@ -135,6 +170,7 @@ class Modality:
     :ivar groups: names under which it can be addressed as ``@group``
     :ivar engine: which engine talks to it; None for the default
     :ivar one_operation_per_association: it mishandles a second one
+    :ivar quiet_hours: when it is not swept
     :ivar probe_store: a probe may send it a synthetic instance
     """
 
@@ -151,6 +187,7 @@ class Modality:
     engine: Engine | None = None
     one_operation_per_association: bool = False
     probe_store: bool = False
+    quiet_hours: tuple[QuietHours, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -174,6 +211,13 @@ class Modality:
             raise ConfigurationError("target", target, "write AET@host:port, for example PACS@10.1.2.3:11112")
         host = match["host"].strip("[]")
         return cls(name=target, ae_title=match["ae"], host=host, port=int(match["port"]))
+
+    def is_quiet(self, now: time.struct_time) -> bool:
+        """Whether it is not to be swept.
+
+        :param now: local time
+        """
+        return any(hours.covers(now.tm_hour * 60 + now.tm_min) for hours in self.quiet_hours)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -27,7 +27,7 @@ from asyncdicom.fleet.tables import (
     unknown_key,
     validate,
 )
-from asyncdicom.modality import TLS, Engine, Limits, Modality, Timeouts, UserIdentity, check_ae_title
+from asyncdicom.modality import TLS, Engine, Limits, Modality, QuietHours, Timeouts, UserIdentity, check_ae_title
 
 CSV_COLUMNS = ("name", "ae_title", "host", "port", "groups")
 # The tables of the configuration that an inventory leaves to the service.
@@ -70,6 +70,14 @@ def _host(value: str) -> str:
 
 def _optional_text(value: str) -> str | None:
     return value or None
+
+
+def _quiet_hours(value: str) -> str:
+    try:
+        QuietHours.parse(value)
+    except ConfigurationError as error:
+        raise mistake(error.remedy) from None
+    return value
 
 
 def _deadline(value: float) -> float | None:
@@ -215,6 +223,9 @@ class ModalityTable(Table):
     user_identity: UserIdentityTable | None = Field(
         default=None, description='a table such as { kind = "username+passcode", username = "...", passcode_file = "..." }'
     )
+    quiet_hours: Annotated[tuple[Annotated[str, AfterValidator(_quiet_hours)], ...], Field(strict=False)] = Field(
+        default=(), description='an array of times of day, such as ["22:00-06:00"]'
+    )
     quirks: QuirksTable = Field(default=QuirksTable(), description="a table such as { one_operation_per_association = true }")
 
     def build(self, path: str, fleet: FleetTable) -> Modality:
@@ -239,6 +250,7 @@ class ModalityTable(Table):
                 engine=self.engine,
                 one_operation_per_association=self.quirks.one_operation_per_association,
                 probe_store=self.quirks.probe_store,
+                quiet_hours=tuple(QuietHours.parse(hours) for hours in self.quiet_hours),
             )
         except ConfigurationError as error:
             where = error.path if error.path.startswith(path) else f"{path}.{error.path}"

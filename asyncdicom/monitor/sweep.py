@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncdicom.modality import Modality
-from asyncdicom.outcome import Outcome
+from asyncdicom.outcome import Outcome, Rejected
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 _FIRST_WITHIN = 1.0
 # Periods that drift apart do not ask one modality for several things in the same moment for ever.
 _JITTER = 0.05
+_LOCAL_LIMIT_EXCEEDED = Rejected(2, 3, 2)
+_MOST_LEFT_OUT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,42 @@ class Asked(Protocol):
         """Ask each for matches."""
 
 
+class Restraint:
+    """Leaves out of a sweep whoever is not to be asked now.
+
+    A modality that says "local limit exceeded" (PS3.8 Table 9-21) has no association to spare: asking as often as before
+    keeps it from its own work. It is left out of the next turn, then of two, four, up to eight, until it takes one again.
+
+    :param now: local time
+    """
+
+    def __init__(self, now: Callable[[], time.struct_time] = time.localtime) -> None:
+        self._now = now
+        # By sweep and modality: how many turns it is still left out of, and of how many it was the last time.
+        self._left_out: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def whom(self, sweep: str, modalities: Sequence[Modality]) -> list[Modality]:
+        """Those that are to be asked in this turn."""
+        now = self._now()
+        return [one for one in modalities if not one.is_quiet(now) and self._has_its_turn(sweep, one.name)]
+
+    def _has_its_turn(self, sweep: str, name: str) -> bool:
+        left, last = self._left_out.get((sweep, name), (0, 0))
+        if left:
+            self._left_out[sweep, name] = left - 1, last
+        return not left
+
+    def heard(self, sweep: str, outcome: Outcome) -> None:
+        """Take an outcome into account."""
+        key = sweep, outcome.modality
+        if outcome.rejected == _LOCAL_LIMIT_EXCEEDED:
+            _, last = self._left_out.get(key, (0, 0))
+            turns = min(_MOST_LEFT_OUT, 2 * last or 1)
+            self._left_out[key] = turns, turns
+        else:
+            self._left_out.pop(key, None)
+
+
 class Sweeps:
     """Runs sweeps, each in its own task; one of them never overlaps itself.
 
@@ -60,13 +98,16 @@ class Sweeps:
 
     :param fleet: lends the fleet that is current, for the length of one run
     :param ended: told the name of a sweep and how many seconds it took
+    :param restraint: who is left out of a turn
     """
 
     def __init__(
         self,
         fleet: Callable[[], AbstractAsyncContextManager[Asked]],
         ended: Callable[[str, float], None] = lambda name, seconds: None,
+        restraint: Restraint | None = None,
     ) -> None:
+        self._restraint = restraint or Restraint()
         self._fleet = fleet
         self._ended = ended
         self._running: dict[SweepPlan, anyio.CancelScope] = {}
@@ -123,13 +164,18 @@ class Sweeps:
 
     async def _run(self, plan: SweepPlan) -> None:
         async with self._fleet() as fleet:
-            modalities = fleet.select(*plan.targets)
+            modalities = self._restraint.whom(plan.name, fleet.select(*plan.targets))
+            if not modalities:
+                return
             if plan.operation == "echo":
-                async for _ in fleet.echo(modalities):
-                    pass
+                async for outcome in fleet.echo(modalities):
+                    self._restraint.heard(plan.name, outcome)
             else:
-                async for _ in fleet.find(_cheapest_query(), modalities, limit=1):
+                matches = fleet.find(_cheapest_query(), modalities, limit=1)
+                async for _ in matches:
                     pass
+                for outcome in matches.outcomes.values():
+                    self._restraint.heard(plan.name, outcome)
 
 
 def _cheapest_query() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,11 +12,24 @@ import pytest
 
 from asyncdicom.association.query import Query
 from asyncdicom.errors import ConfigurationError
-from asyncdicom.modality import Modality
-from asyncdicom.monitor.sweep import SweepPlan, Sweeps
-from asyncdicom.outcome import Outcome, Reason
+from asyncdicom.modality import Modality, QuietHours
+from asyncdicom.monitor.sweep import Restraint, SweepPlan, Sweeps
+from asyncdicom.outcome import Outcome, Reason, Rejected
 
 CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1")
+
+
+class NoMatches:
+    """What an archive that has nothing answers."""
+
+    def __init__(self) -> None:
+        self.outcomes = {"ct1": Outcome("ct1", "find", Reason.OK)}
+
+    def __aiter__(self) -> NoMatches:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration
 
 
 class Asked:
@@ -24,6 +38,7 @@ class Asked:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.echoes = 0
+        self.modalities = [CT1]
         self.queries: list[Query] = []
         self.now = 0
         self.most = 0
@@ -40,7 +55,7 @@ class Asked:
     def select(self, *targets: str) -> list[Modality]:
         if targets == ("@gone",):
             raise ConfigurationError("target", "@gone", "no such group")
-        return [CT1]
+        return self.modalities
 
     async def echo(self, targets: Sequence[Modality] | None = None) -> AsyncIterator[Outcome]:
         self.now += 1
@@ -52,10 +67,9 @@ class Asked:
         self.echoes += 1
         yield Outcome("ct1", "echo", Reason.OK)
 
-    async def find(self, query: Query, targets: Any = None, *, limit: int | None = None) -> AsyncIterator[Any]:
+    def find(self, query: Query, targets: Any = None, *, limit: int | None = None) -> NoMatches:
         self.queries.append(query)
-        for match in ():
-            yield match
+        return NoMatches()
 
 
 async def until(condition: Any) -> None:
@@ -125,3 +139,75 @@ async def test_ending_the_sweeps_gives_the_fleet_back() -> None:
 def test_sweeps_are_entered_before_they_are_configured() -> None:
     with pytest.raises(RuntimeError, match="enter"):
         Sweeps(Asked().lend).configure([])
+
+
+REFUSED = Outcome("ct1", "echo", Reason.REJECTED_TRANSIENT, rejected=Rejected(2, 3, 2))
+NOON = time.struct_time((2026, 1, 10, 12, 0, 0, 5, 10, 0))
+NIGHT = time.struct_time((2026, 1, 10, 23, 30, 0, 5, 10, 0))
+
+
+def _turns(restraint: Restraint, count: int, answer: Outcome) -> str:
+    asked = ""
+    for _ in range(count):
+        whom = restraint.whom("echo", [CT1])
+        asked += "x" if whom else "."
+        if whom:
+            restraint.heard("echo", answer)
+    return asked
+
+
+def test_a_modality_that_has_no_association_to_spare_is_asked_less_and_less() -> None:
+    restraint = Restraint(lambda: NOON)
+    assert _turns(restraint, 27, REFUSED) == "x.x..x....x........x......."
+    restraint.heard("echo", Outcome("ct1", "echo", Reason.OK))
+    assert _turns(restraint, 4, Outcome("ct1", "echo", Reason.OK)) == "xxxx"
+
+
+@pytest.mark.parametrize("rejected", [Rejected(1, 1, 3), Rejected(2, 3, 1), Rejected()])
+def test_any_other_answer_changes_nothing(rejected: Rejected) -> None:
+    assert _turns(Restraint(lambda: NOON), 5, Outcome("ct1", "echo", Reason.ABORTED, rejected=rejected)) == "xxxxx"
+
+
+def test_one_sweep_that_is_turned_away_does_not_slow_another() -> None:
+    restraint = Restraint(lambda: NOON)
+    restraint.heard("echo", REFUSED)
+    assert restraint.whom("find", [CT1]) == [CT1]
+
+
+def test_nobody_is_asked_in_its_quiet_hours() -> None:
+    sleeper = Modality("ct2", ae_title="CT2", host="127.0.0.1", quiet_hours=(QuietHours.parse("22:00-06:00"),))
+    assert Restraint(lambda: NOON).whom("echo", [CT1, sleeper]) == [CT1, sleeper]
+    assert Restraint(lambda: NIGHT).whom("echo", [CT1, sleeper]) == [CT1]
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("22:00-06:00", ("22:00", "23:59", "00:00", "05:59"), ("06:00", "21:59")),
+        ("8:30 - 9:00", ("08:30", "08:59"), ("09:00", "08:29")),
+    ],
+)
+def test_quiet_hours_may_go_over_midnight(text: str, inside: tuple[str, ...], outside: tuple[str, ...]) -> None:
+    def minute(clock: str) -> int:
+        return int(clock[:2]) * 60 + int(clock[3:])
+
+    hours = QuietHours.parse(text)
+    assert all(hours.covers(minute(clock)) for clock in inside)
+    assert not any(hours.covers(minute(clock)) for clock in outside)
+
+
+@pytest.mark.parametrize("text", ["", "22-6", "25:00-06:00", "22:60-06:00", "06:00-06:00", "22:00", "x"])
+def test_quiet_hours_that_are_none_are_a_mistake(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="quiet_hours"):
+        QuietHours.parse(text)
+
+
+async def test_a_sweep_leaves_out_whoever_is_not_to_be_asked() -> None:
+    asked, ended = Asked(), []
+    restraint = Restraint(lambda: NIGHT)
+    night = (QuietHours.parse("22:00-06:00"),)
+    asked.modalities = [Modality("ct1", ae_title="CT1", host="127.0.0.1", quiet_hours=night)]
+    async with Sweeps(asked.lend, lambda name, seconds: ended.append(name), restraint) as sweeps:
+        sweeps.configure([SweepPlan("echo", "echo", 0.02, ("@all",))])
+        await until(lambda: len(ended) >= 3)
+    assert asked.echoes == 0
