@@ -9,6 +9,7 @@
     ├── TooManyMatches                what was asked for has more matches than are merged in memory
     ├── ArchiveError                  the archive cannot keep an object
     │   └── ArchiveFull               no space: the peer gets 0xA700
+    ├── DeliveryFailed                a target did not take an event
     └── OperationError                an operation on a peer did not succeed; ``reason`` says why
         ├── ResolveFailed             resolve_failed
         ├── ConnectRefused            connect_refused
@@ -84,6 +85,18 @@ class ArchiveError(AsyncDicomError):
 
 class ArchiveFull(ArchiveError):
     """The archive has no space left, or less than its floor."""
+
+
+class DeliveryFailed(AsyncDicomError):
+    """A target did not take an event.
+
+    :param detail: why, for a person; nothing of the event
+    :param final: whether trying again is in vain
+    """
+
+    def __init__(self, detail: str, *, final: bool = False) -> None:
+        super().__init__(detail)
+        self.final = final
 
 
 class OperationError(AsyncDicomError):

@@ -1,7 +1,7 @@
 """The seam between doing and measuring.
 
-association, fleet, scp and archive call an :class:`Observer`; ``monitor`` implements it on Prometheus, tests implement it
-on lists. Every method does nothing by default, so an implementation overrides what it wants. They are called on the event
+association, fleet, scp, archive and events call an :class:`Observer`; ``monitor`` implements it on Prometheus, tests implement
+it on lists. Every method does nothing by default, so an implementation overrides what it wants. They are called on the event
 loop, must not block, and must not raise.
 """
 
@@ -84,6 +84,22 @@ class Observer:
         """An instance that is already there arrived again.
 
         :param outcome: ``identical``, ``kept``, ``replaced``, ``added``, ``rejected``
+        """
+
+    # We tell of it.
+    def event_delivered(self, target: str) -> None:
+        """A target took an event."""
+
+    def event_failed(self, target: str) -> None:
+        """An attempt to deliver an event to a target failed."""
+
+    def study_completed(self) -> None:
+        """A study received no instance for the settling time."""
+
+    def outbox(self, pending: int, oldest: float | None) -> None:
+        """So many events wait to be delivered.
+
+        :param oldest: when the oldest of them happened, in seconds since the epoch; None when none waits
         """
 
 

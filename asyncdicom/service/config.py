@@ -9,10 +9,11 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -187,6 +188,7 @@ class EventTargetTable(Table):
     subject: str = Field(default="", description='a NATS subject, such as "dicom.studies"')
     secret_file: ExistingFile = Field(default=None, description="a file with the secret that signs what is sent")
     timeout: Seconds = Field(default=30.0, description=_SECONDS)
+    concurrency: int = Field(default=4, ge=1, le=64, description="a number from 1 to 64")
 
 
 class EventsTable(Table):
@@ -240,6 +242,7 @@ class Config:
     :ivar web: None for no web side
     :ivar modality: every modality, those of CSV files included
     :ivar token: the content of ``web.token_file``
+    :ivar event_keys: for each target of events what signs what is sent to it, from its ``secret_file``; None without one
     """
 
     path: Path | None
@@ -253,6 +256,7 @@ class Config:
     web: WebTable | None
     modality: tuple[Modality, ...]
     token: str | None = field(default=None, repr=False)
+    event_keys: tuple[bytes | None, ...] = field(default=(), repr=False)
 
     @property
     def archive_directory(self) -> Path | None:
@@ -271,13 +275,23 @@ class Config:
     @property
     def sweep_names(self) -> tuple[str, ...]:
         """One name for each sweep: its own, or its operation, numbered where that is taken."""
-        names: list[str] = []
-        taken = {sweep.name for sweep in self.sweep}
-        for sweep in self.sweep:
-            candidates = [sweep.operation, *(f"{sweep.operation}-{number}" for number in range(2, len(self.sweep) + 2))]
-            free = (name for name in candidates if name not in names and name not in taken)
-            names.append(sweep.name or next(free))
-        return tuple(names)
+        return _named([(sweep.name, sweep.operation) for sweep in self.sweep])
+
+    @property
+    def event_target_names(self) -> tuple[str, ...]:
+        """One name for each target of events: its own, or its kind, numbered where that is taken."""
+        return _named([(target.name, target.kind) for target in self.events.target])
+
+
+def _named(items: Sequence[tuple[str | None, str]]) -> tuple[str, ...]:
+    """A name for each: its own, or what it is called otherwise, numbered where that is taken."""
+    names: list[str] = []
+    taken = {own for own, _ in items}
+    for own, otherwise in items:
+        candidates = [otherwise, *(f"{otherwise}-{number}" for number in range(2, len(items) + 2))]
+        free = (name for name in candidates if name not in names and name not in taken)
+        names.append(own or next(free))
+    return tuple(names)
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -304,6 +318,8 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
     errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _events(raw) + _names(raw)
     token, wrong = _token(raw, base)
     errors += wrong
+    event_keys, wrong = _event_keys(raw, base)
+    errors += wrong
     if errors or tables is None:
         raise ConfigurationErrors(errors)
     return Config(
@@ -318,6 +334,7 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
         web=tables.web,
         modality=modalities,
         token=token,
+        event_keys=event_keys,
     )
 
 
@@ -369,18 +386,87 @@ def _archive(raw: Mapping[str, Any]) -> list[ConfigurationError]:
 
 def _events(raw: Mapping[str, Any]) -> list[ConfigurationError]:
     errors = []
-    for index, target in enumerate(_tables(_table(raw, "events"), "target")):
+    targets = _tables(_table(raw, "events"), "target")
+    for index, target in enumerate(targets):
         path = f"events.target[{index}]"
         kind = target.get("kind")
-        needed, useless = ("run", ("url", "subject", "secret_file")) if kind == "command" else ("url", ("run",))
-        if kind in ("command", "webhook", "nats"):
+        if kind == "nats":
+            remedy = 'this version has no NATS: write "webhook" or "command"'
+            errors.append(ConfigurationError(f"{path}.kind", kind, remedy))
+        if kind in ("command", "webhook"):
+            needed, useless = ("run", ("url", "subject", "secret_file")) if kind == "command" else ("url", ("run", "subject"))
             if not target.get(needed):
                 errors.append(ConfigurationError(f"{path}.{needed}", MISSING, f'the kind "{kind}" needs it'))
             for key in useless:
                 if target.get(key):
                     remedy = f'the kind "{kind}" does not use it: remove it'
                     errors.append(ConfigurationError(f"{path}.{key}", shown(key, target[key]), remedy))
+        errors += _webhook(path, target) if kind == "webhook" else _command(path, target) if kind == "command" else []
+    if targets and (_table(raw, "archive").get("index") == "none" or not ("scp" in raw or "archive" in raw)):
+        missing = "archive.index" if "archive" in raw else "archive"
+        remedy = "events wait in the index of the archive until they are delivered: there has to be one"
+        errors.append(ConfigurationError(missing, "none" if "archive" in raw else MISSING, remedy))
     return errors
+
+
+def _webhook(path: str, target: Mapping[str, Any]) -> list[ConfigurationError]:
+    written = target.get("url")
+    if not isinstance(written, str) or not written:
+        return []
+    try:
+        url = urlsplit(written)
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0 and url.username is None and not url.fragment:
+            return []
+    except ValueError:
+        # Told below, as every other address that is none.
+        url = urlsplit("")
+    remedy = 'an address such as "https://pipeline.example/hook"'
+    if url.username is not None:
+        remedy += "; without user and password: secret_file signs what is sent"
+    return [ConfigurationError(f"{path}.url", shown("url", written), remedy)]
+
+
+def _command(path: str, target: Mapping[str, Any]) -> list[ConfigurationError]:
+    from asyncdicom.events.kinds import FIELDS, placeholders
+
+    run, on = target.get("run"), target.get("on", ["study.complete"])
+    if not isinstance(run, list) or not isinstance(on, list) or not all(isinstance(each, str) for each in (*run, *on)):
+        return []
+    errors = []
+    if run and not run[0].strip():
+        errors.append(ConfigurationError(f"{path}.run[0]", run[0], "the name or path of a program"))
+    for position, argument in enumerate(run):
+        if "\0" in argument:
+            errors.append(ConfigurationError(f"{path}.run[{position}]", argument, "an argument has no NUL character"))
+    for position, word in placeholders(run):
+        where = f"{path}.run[{position}]"
+        if position == 0:
+            errors.append(ConfigurationError(where, run[0], "no event decides which program runs: name it"))
+            continue
+        lacking = [kind for kind in on if kind in FIELDS and word not in FIELDS[kind]]
+        if lacking:
+            known = ", ".join(FIELDS[lacking[0]])
+            errors.append(ConfigurationError(where, run[position], f"{lacking[0]} has no {word}; it has {known}"))
+    return errors
+
+
+def _event_keys(raw: Mapping[str, Any], base: Path) -> tuple[tuple[bytes | None, ...], list[ConfigurationError]]:
+    from asyncdicom.events.signing import key_of
+
+    keys: list[bytes | None] = []
+    errors = []
+    for index, target in enumerate(_tables(_table(raw, "events"), "target")):
+        written, key = target.get("secret_file"), None
+        if isinstance(written, str) and written and "\0" not in written and (base / written).is_file():
+            path = f"events.target[{index}].secret_file"
+            try:
+                key = key_of((base / written).read_bytes())
+            except OSError as error:
+                errors.append(ConfigurationError(path, written, f"cannot be read: {error.strerror}"))
+            except ValueError as error:
+                errors.append(ConfigurationError(path, written, str(error)))
+        keys.append(key)
+    return tuple(keys), errors
 
 
 def _names(raw: Mapping[str, Any]) -> list[ConfigurationError]:

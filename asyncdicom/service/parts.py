@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from asyncdicom.archive import Archive
 from asyncdicom.errors import ConfigurationError
+from asyncdicom.events.command import Command
+from asyncdicom.events.contract import Target
+from asyncdicom.events.relay import Bell, Relay
 from asyncdicom.fleet.fleet import Fleet
 from asyncdicom.fleet.limits import Breaker
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.metrics import Exposed
+from asyncdicom.monitor.state import ModalityState
 from asyncdicom.monitor.sweep import SweepPlan
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import Operation
@@ -33,7 +38,7 @@ def make_archive(config: Config, observer: Observer) -> Archive | None:
         duplicates=config.archive.duplicates,
         min_free=config.archive.min_free,
         index=config.index,
-        outbox=bool(config.events.target),
+        outbox=any("instance.stored" in target.on for target in config.events.target),
         observer=observer,
     )
 
@@ -114,17 +119,58 @@ def exposed(config: Config) -> Exposed:
         sweeps=config.sweep_names,
         storage=config.scp is not None,
         archive=config.archive_directory,
+        event_targets=config.event_target_names,
     )
 
 
-def refuse_what_is_missing(config: Config) -> None:
-    """Refuse to start with settings that would be ignored.
+def make_event_targets(config: Config) -> list[Target]:
+    """Those who are told of events.
 
-    :raises ConfigurationError: naming the first
+    :raises ConfigurationError: when one needs a library that is not installed
     """
-    if config.events.target:
-        remedy = "this version does not deliver events: remove [[events.target]]"
-        raise ConfigurationError("events.target[0].kind", config.events.target[0].kind, remedy)
+    targets: list[Target] = []
+    for index, (name, target) in enumerate(zip(config.event_target_names, config.events.target, strict=True)):
+        settings: dict[str, Any] = {"on": target.on, "timeout": target.timeout, "concurrency": target.concurrency}
+        if target.kind == "command":
+            targets.append(Command(name, target.run, folder=config.base.absolute(), **settings))
+            continue
+        try:
+            from asyncdicom.events.webhook import Webhook
+        except ImportError:
+            remedy = "it needs httpx, which is not installed: pip install 'asyncdicom[events]'"
+            raise ConfigurationError(f"events.target[{index}].kind", target.kind, remedy) from None
+        targets.append(Webhook(name, target.url, key=config.event_keys[index], **settings))
+    return targets
+
+
+def make_relay(config: Config, archive: Archive | None, bell: Bell, observer: Observer) -> Relay | None:
+    """The relay of events; None when nobody is told.
+
+    :raises ConfigurationError: when a target cannot be told
+    """
+    if not config.events.target or archive is None or archive.index is None:
+        return None
+    return Relay(
+        archive.index,
+        make_event_targets(config),
+        bell=bell,
+        observer=observer,
+        study_complete_after=config.events.study_complete_after,
+    )
+
+
+def tell_condition(relay: Relay, state: ModalityState) -> None:
+    """Tell the targets of events that a modality went down or came up."""
+    modality, outcome = state.modality, state.telling
+    payload = {
+        "modality": modality.name,
+        "ae_title": modality.ae_title,
+        "host": modality.host,
+        "port": modality.port,
+        "reason": outcome.reason.value if outcome is not None else None,
+        "since": state.since,
+    }
+    relay.tell_condition(modality.name, is_up=state.condition == "up", payload=payload)
 
 
 def needing_restart(running: Config, wanted: Config) -> list[str]:

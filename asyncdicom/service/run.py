@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 
 from asyncdicom.archive import Archive
 from asyncdicom.errors import ArchiveError, ConfigurationError
+from asyncdicom.events.relay import Bell
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.metrics import Metrics
@@ -58,16 +59,17 @@ class Service:
     """
 
     def __init__(self, config: Config, *, notifier: Notifier | None = None) -> None:
-        parts.refuse_what_is_missing(config)
         self._config = config
         self._notifier = notifier or Notifier()
-        self.states = States(config.modality, on_change=_log_change)
+        self.states = States(config.modality, on_change=self._changed)
         self.metrics = Metrics(parts.exposed(config), self.states)
         self.storage_state = StorageState()
         # Last, so that whoever is told of a change finds it.
         self.changes = Changes()
-        self._observer = Broadcast(self.states, self.storage_state, self.metrics, self.changes)
+        bell = Bell()
+        self._observer = Broadcast(self.states, self.storage_state, self.metrics, bell, self.changes)
         self._archive: Archive | None = parts.make_archive(config, self._observer)
+        self._relay = parts.make_relay(config, self._archive, bell, self._observer)
         self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
         self._scp: StorageSCP | None = parts.make_scp(config, self._archive, self._commitment, self._observer)
         self._fleets = FleetLender()
@@ -107,6 +109,8 @@ class Service:
                 await self._archive.index.ping()
                 self.states.received_before(await self._archive.index.last_received())
             logger.info("the archive is open", extra={"directory": self._archive.directory})
+        if self._relay is not None:
+            await enter(self._relay)
         await enter(self._fleets)
         await self._fleets.replace(parts.make_fleet(self._config, self._observer))
         if self._commitment is not None:
@@ -163,6 +167,11 @@ class Service:
         # The aborts at the end of a drain that took all its time count already.
         overtime = time.monotonic() - started - timeout
         return _END_WITHIN - max(0.0, overtime)
+
+    def _changed(self, state: ModalityState) -> None:
+        _log_change(state)
+        if self._relay is not None:
+            parts.tell_condition(self._relay, state)
 
     def _modality_with(self, ae_title: str) -> Modality | None:
         return parts.modality_with(self._config, ae_title)
@@ -305,6 +314,7 @@ class Service:
             events=running.events,
             web=running.web,
             scp=running.scp,
+            event_keys=running.event_keys,
             token=wanted.token if running.web is not None and wanted.web is not None else running.token,
         )
         if self._scp is not None and running.scp is not None and wanted.scp is not None:
