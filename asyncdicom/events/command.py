@@ -119,7 +119,7 @@ class Command:
             running = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # It may start all the same: then it is ended at once.
-            await _ended_at_once(starting)
+            await to_its_end(_end_once_started(starting))
             raise
         except OSError as error:
             raise DeliveryFailed(f"{self._run[0]} cannot be started: {error.strerror}") from error
@@ -158,12 +158,14 @@ class Command:
         return f"<Command {self.name}: {self._run[0]}>"
 
 
-async def _ended_at_once(starting: asyncio.Future[_Running]) -> None:
+async def _end_once_started(starting: asyncio.Future[_Running]) -> None:
     try:
-        running = await to_its_end(starting)
+        running = await starting
     except (OSError, asyncio.CancelledError):
+        # It was not started.
         return
-    await to_its_end(_end(running))
+    await _end(running)
+    running.output.close()
 
 
 async def _until_its_end(running: _Running, timeout: float) -> tuple[int | None, bytes]:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -315,10 +314,10 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
     entries, wrong = list_entries(raw, tables, base)
     errors += wrong
     modalities, wrong = build_modalities(entries, tables.fleet if tables else FleetTable())
-    errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _events(raw) + _names(raw)
+    errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _names(raw)
     token, wrong = _token(raw, base)
     errors += wrong
-    event_keys, wrong = _event_keys(raw, base)
+    event_keys, wrong = _events(raw, base)
     errors += wrong
     if errors or tables is None:
         raise ConfigurationErrors(errors)
@@ -384,89 +383,21 @@ def _archive(raw: Mapping[str, Any]) -> list[ConfigurationError]:
     return []
 
 
-def _events(raw: Mapping[str, Any]) -> list[ConfigurationError]:
-    errors = []
+def _events(raw: Mapping[str, Any], base: Path) -> tuple[tuple[bytes | None, ...], list[ConfigurationError]]:
     targets = _tables(_table(raw, "events"), "target")
-    for index, target in enumerate(targets):
-        path = f"events.target[{index}]"
-        kind = target.get("kind")
-        if kind == "nats":
-            remedy = 'this version has no NATS: write "webhook" or "command"'
-            errors.append(ConfigurationError(f"{path}.kind", kind, remedy))
-        if kind in ("command", "webhook"):
-            needed, useless = ("run", ("url", "subject", "secret_file")) if kind == "command" else ("url", ("run", "subject"))
-            if not target.get(needed):
-                errors.append(ConfigurationError(f"{path}.{needed}", MISSING, f'the kind "{kind}" needs it'))
-            for key in useless:
-                if target.get(key):
-                    remedy = f'the kind "{kind}" does not use it: remove it'
-                    errors.append(ConfigurationError(f"{path}.{key}", shown(key, target[key]), remedy))
-        errors += _webhook(path, target) if kind == "webhook" else _command(path, target) if kind == "command" else []
-    if targets and (_table(raw, "archive").get("index") == "none" or not ("scp" in raw or "archive" in raw)):
-        missing = "archive.index" if "archive" in raw else "archive"
-        remedy = "events wait in the index of the archive until they are delivered: there has to be one"
-        errors.append(ConfigurationError(missing, "none" if "archive" in raw else MISSING, remedy))
-    return errors
+    if not targets:
+        return (), []
+    from asyncdicom.service.event_targets import mistakes_in, read_keys
 
-
-def _webhook(path: str, target: Mapping[str, Any]) -> list[ConfigurationError]:
-    written = target.get("url")
-    if not isinstance(written, str) or not written:
-        return []
-    try:
-        url = urlsplit(written)
-        if url.scheme in ("http", "https") and url.hostname and url.port != 0 and url.username is None and not url.fragment:
-            return []
-    except ValueError:
-        # Told below, as every other address that is none.
-        url = urlsplit("")
-    remedy = 'an address such as "https://pipeline.example/hook"'
-    if url.username is not None:
-        remedy += "; without user and password: secret_file signs what is sent"
-    return [ConfigurationError(f"{path}.url", shown("url", written), remedy)]
-
-
-def _command(path: str, target: Mapping[str, Any]) -> list[ConfigurationError]:
-    from asyncdicom.events.kinds import FIELDS, placeholders
-
-    run, on = target.get("run"), target.get("on", ["study.complete"])
-    if not isinstance(run, list) or not isinstance(on, list) or not all(isinstance(each, str) for each in (*run, *on)):
-        return []
-    errors = []
-    if run and not run[0].strip():
-        errors.append(ConfigurationError(f"{path}.run[0]", run[0], "the name or path of a program"))
-    for position, argument in enumerate(run):
-        if "\0" in argument:
-            errors.append(ConfigurationError(f"{path}.run[{position}]", argument, "an argument has no NUL character"))
-    for position, word in placeholders(run):
-        where = f"{path}.run[{position}]"
-        if position == 0:
-            errors.append(ConfigurationError(where, run[0], "no event decides which program runs: name it"))
-            continue
-        lacking = [kind for kind in on if kind in FIELDS and word not in FIELDS[kind]]
-        if lacking:
-            known = ", ".join(FIELDS[lacking[0]])
-            errors.append(ConfigurationError(where, run[position], f"{lacking[0]} has no {word}; it has {known}"))
-    return errors
-
-
-def _event_keys(raw: Mapping[str, Any], base: Path) -> tuple[tuple[bytes | None, ...], list[ConfigurationError]]:
-    from asyncdicom.events.signing import key_of
-
-    keys: list[bytes | None] = []
-    errors = []
-    for index, target in enumerate(_tables(_table(raw, "events"), "target")):
-        written, key = target.get("secret_file"), None
-        if isinstance(written, str) and written and "\0" not in written and (base / written).is_file():
-            path = f"events.target[{index}].secret_file"
-            try:
-                key = key_of((base / written).read_bytes())
-            except OSError as error:
-                errors.append(ConfigurationError(path, written, f"cannot be read: {error.strerror}"))
-            except ValueError as error:
-                errors.append(ConfigurationError(path, written, str(error)))
-        keys.append(key)
-    return tuple(keys), errors
+    errors = mistakes_in(targets)
+    if "scp" not in raw and "archive" not in raw:
+        remedy = "add it: events wait in the index of the archive until they are delivered"
+        errors.append(ConfigurationError("archive", MISSING, remedy))
+    elif _table(raw, "archive").get("index") == "none":
+        remedy = "events wait in the index until they are delivered: give it one, or remove [[events.target]]"
+        errors.append(ConfigurationError("archive.index", "none", remedy))
+    keys, wrong = read_keys(targets, base)
+    return keys, errors + wrong
 
 
 def _names(raw: Mapping[str, Any]) -> list[ConfigurationError]:

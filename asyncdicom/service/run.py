@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncdicom.archive import Archive
+from asyncdicom.archive.deliveries import Deliveries
 from asyncdicom.errors import ArchiveError, ConfigurationError
 from asyncdicom.events.relay import Bell
 from asyncdicom.modality import Modality
@@ -111,6 +112,9 @@ class Service:
             logger.info("the archive is open", extra={"directory": self._archive.directory})
         if self._relay is not None:
             await enter(self._relay)
+        elif self._archive is not None and self._archive.index is not None:
+            # Nobody is told any more: who comes later gets nothing of today.
+            await Deliveries(self._archive.index).configure((), 0.0)
         await enter(self._fleets)
         await self._fleets.replace(parts.make_fleet(self._config, self._observer))
         if self._commitment is not None:
