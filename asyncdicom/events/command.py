@@ -90,6 +90,8 @@ class Command:
         self.name = name
         self.on = frozenset(on)
         self.concurrency = concurrency
+        # There is nobody between us and the program: nothing is signed.
+        self.key: bytes | None = None
         program, *arguments = run
         # As the shell does it: a name without a slash is looked for in PATH.
         self._run = [str(folder / program) if folder is not None and "/" in program else program, *arguments]

@@ -54,7 +54,10 @@ class Target(Protocol):
     :ivar name: what the configuration calls it
     :ivar on: the kinds of event that it wants
     :ivar concurrency: how many events it takes at once
+    :ivar key: signs what is sent, for those that sign; None for no signature. It may be replaced at any time
     """
+
+    key: bytes | None
 
     @property
     def name(self) -> str: ...

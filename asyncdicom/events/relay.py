@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -130,6 +130,14 @@ class Relay:
     ) -> None:
         # What is under way is cancelled, and tried again by the next life.
         await self._stack.__aexit__(kind, error, trace)
+
+    def sign_with(self, keys: Mapping[str, bytes | None]) -> None:
+        """Sign with other keys from now on.
+
+        :param keys: by the name of the target
+        """
+        for target in self._targets:
+            target.key = keys.get(target.name)
 
     def tell_condition(self, modality: str, *, is_up: bool, payload: dict[str, Any]) -> None:
         """A modality went down, or answers (again). What was told of it last is not told twice.

@@ -159,6 +159,19 @@ def make_relay(config: Config, archive: Archive | None, bell: Bell, observer: Ob
     )
 
 
+def renew_keys(relay: Relay | None, running: Config, wanted: Config) -> tuple[bytes | None, ...]:
+    """Sign with what the secret files hold now, and return it. The targets themselves change with a restart only."""
+    names = [(name, target.secret_file) for name, target in zip(running.event_target_names, running.events.target, strict=True)]
+    read = {
+        (name, target.secret_file): key
+        for name, target, key in zip(wanted.event_target_names, wanted.events.target, wanted.event_keys, strict=True)
+    }
+    keys = tuple(read.get(name, key) for name, key in zip(names, running.event_keys, strict=True))
+    if relay is not None:
+        relay.sign_with(dict(zip(running.event_target_names, keys, strict=True)))
+    return keys
+
+
 def tell_condition(relay: Relay, state: ModalityState) -> None:
     """Tell the targets of events that a modality went down or came up."""
     modality, outcome = state.modality, state.telling

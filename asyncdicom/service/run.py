@@ -318,7 +318,7 @@ class Service:
             events=running.events,
             web=running.web,
             scp=running.scp,
-            event_keys=running.event_keys,
+            event_keys=parts.renew_keys(self._relay, running, wanted),
             token=wanted.token if running.web is not None and wanted.web is not None else running.token,
         )
         if self._scp is not None and running.scp is not None and wanted.scp is not None:

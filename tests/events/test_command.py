@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -104,7 +105,7 @@ async def test_a_delivery_that_is_cancelled_while_it_starts_leaves_no_process(no
         for _ in range(5):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(target.deliver, MESSAGE)
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
         assert await anyio.to_thread.run_sync(running, marker) == []
 

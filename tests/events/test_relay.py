@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -35,6 +36,7 @@ class Recorder:
         self.name = name
         self.on = frozenset(on)
         self.concurrency = concurrency
+        self.key: bytes | None = None
         self.taken: list[Message] = []
         self.tried: list[str] = []
         self.refuses: set[str] = set()
@@ -57,7 +59,7 @@ class Recorder:
         self.at_once = max(self.at_once, self.under_way)
         try:
             await self.takes.wait()
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         finally:
             self.under_way -= 1
         if study in self.refuses or "*" in self.refuses:
@@ -131,15 +133,16 @@ async def test_an_event_that_is_refused_again_and_again_holds_up_no_other(index:
 
 
 async def test_what_was_not_delivered_is_delivered_by_the_next_life_and_nothing_else(index: SQLiteIndex) -> None:
+    bell = Bell()
     one, other = Recorder("one"), Recorder("other")
     one.takes = anyio.Event()
-    async with relay_of(index, one, other):
-        await tell(index, "1", "2")
+    async with relay_of(index, one, other, bell=bell):
+        await tell(index, "1", "2", bell=bell)
         await eventually(lambda: len(other.taken) == 2)
     one.takes.set()
-    async with relay_of(index, one, other):
+    async with relay_of(index, one, other, bell=bell):
         await eventually(lambda: len(one.taken) == 2)
-        await tell(index, "3")
+        await tell(index, "3", bell=bell)
         await eventually(lambda: len(one.taken) == len(other.taken) == 3)
     assert [message.data["StudyInstanceUID"] for message in other.taken] == ["1", "2", "3"]
     assert {message.id for message in one.taken} == {message.id for message in other.taken}
@@ -204,8 +207,9 @@ async def test_a_target_that_takes_nothing_is_asked_with_one_event_at_a_time(ind
     target = Recorder("target")
     target.refuses.add("*")
     backoff = Backoff(first=0.02, longest=0.02, longest_pause=30)
-    async with Relay(index, [target], observer=counted, backoff=backoff):
-        await tell(index, *map(str, range(100)))
+    bell = Bell()
+    async with Relay(index, [target], bell=bell, observer=counted, backoff=backoff):
+        await tell(index, *map(str, range(100)), bell=bell)
         await eventually(lambda: counted.failed.get("target", 0) >= 6)
         # The first few at once, and then one after each pause: most were never tried.
         assert len(set(target.tried)) < 20
@@ -214,11 +218,13 @@ async def test_a_target_that_takes_nothing_is_asked_with_one_event_at_a_time(ind
 
 
 async def test_many_events_are_all_delivered_however_slowly_they_are_read(index: SQLiteIndex) -> None:
+    bell = Bell()
     target = Recorder("target", concurrency=64)
-    async with relay_of(index, target):
+    async with relay_of(index, target, bell=bell):
         async with anyio.create_task_group() as tasks:
             for n in range(1200):
                 tasks.start_soon(index.outbox_add, "study.complete", {"StudyInstanceUID": str(n % 300)})
+        bell.ring()
         await eventually(lambda: len(target.taken) == 1200, 20)
     assert len({message.id for message in target.taken}) == 1200
 

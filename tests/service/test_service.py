@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from asyncdicom.errors import ConfigurationError
-from asyncdicom.service.config import check, load
+from asyncdicom.service.config import load
 from asyncdicom.service.logs import logging_to
 from asyncdicom.service.run import Service
 from asyncdicom.testing import SimulatedModality, send_instances, synthetic_study
@@ -191,12 +191,6 @@ async def test_not_ready_names_the_part_that_cannot_work(tmp_path: Path) -> None
         assert service.archive.index is not None
         await service.archive.index.close()
         assert await service.not_ready() == ["the index does not answer"]
-
-
-def test_settings_that_would_be_ignored_refuse_to_start(tmp_path: Path) -> None:
-    config = check({"events": {"target": [{"kind": "command", "run": ["true"]}]}}, tmp_path)
-    with pytest.raises(ConfigurationError, match=r"events\.target\[0\]"):
-        Service(config)
 
 
 async def test_the_last_instance_of_a_modality_is_known_after_a_restart(tmp_path: Path) -> None:
