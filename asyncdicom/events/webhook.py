@@ -104,6 +104,8 @@ class Webhook:
             raise DeliveryFailed(f"no answer in {self._timeout:g} s") from None
         except OSError as error:
             raise DeliveryFailed(f"{self._url.host} is not resolved: {error.strerror or type(error).__name__}") from error
+        except httpx.ConnectError as error:
+            raise DeliveryFailed(f"no connection: {error}") from error
         except httpx.HTTPError as error:
             # The text of some of them shows the whole address, which may be a secret.
             raise DeliveryFailed(f"the request failed: {type(error).__name__}") from error
