@@ -196,7 +196,11 @@ async def _end(running: _Running) -> None:
     process = running.process
     # Its leader is reaped at the end only: until then nobody else can have the number of the group.
     for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
-        os.killpg(process.pid, number)
+        try:
+            os.killpg(process.pid, number)
+        except PermissionError:
+            # It runs as somebody else now. Nobody waits for it any longer than for others.
+            logger.error("a program may not be ended by this user", extra={"pid": process.pid})
         with anyio.move_on_after(seconds):
             await _leader_is_over(process)
     if process.poll() is None:

@@ -95,11 +95,19 @@ class Courier:
         self._failed: set[int] = set()
         self._pauses = 0
         self._pause_until = 0.0
+        # Set when nothing is under way any more, by which time nothing more is begun.
+        self._drained: anyio.Event | None = None
 
     def wake(self) -> None:
         """There may be more for it."""
         self._maybe_more = True
         self._woken.set()
+
+    async def drain(self) -> None:
+        """Begin no more, and return once what is under way has ended."""
+        self._drained = anyio.Event()
+        if self._under_way:
+            await self._drained.wait()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -143,6 +151,8 @@ class Courier:
         return len(self._failed) >= _TROUBLE
 
     def _slots(self) -> int:
+        if self._drained is not None:
+            return 0
         if not self._is_troubled:
             return self.target.concurrency
         return 1 if time.monotonic() >= self._pause_until else 0
@@ -195,6 +205,8 @@ class Courier:
             logger.debug("an event is delivered", extra=fields)
             await self._record(lambda: self._deliveries.over(self.target.name, event_id))
         del self._under_way[event_id]
+        if self._drained is not None and not self._under_way:
+            self._drained.set()
         self._woken.set()
         self._closed()
 

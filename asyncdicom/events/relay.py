@@ -131,6 +131,12 @@ class Relay:
         # What is under way is cancelled, and tried again by the next life.
         await self._stack.__aexit__(kind, error, trace)
 
+    async def drain(self) -> None:
+        """Begin no more deliveries, and return once those under way have ended. What is left waits for the next life."""
+        async with anyio.create_task_group() as tasks:
+            for courier in self._couriers:
+                tasks.start_soon(courier.drain)
+
     def sign_with(self, keys: Mapping[str, bytes | None]) -> None:
         """Sign with other keys from now on.
 

@@ -68,7 +68,8 @@ class Service:
         # Last, so that whoever is told of a change finds it.
         self.changes = Changes()
         bell = Bell()
-        self._observer = Broadcast(self.states, self.storage_state, self.metrics, bell, self.changes)
+        listening = (bell,) if config.events.target else ()
+        self._observer = Broadcast(self.states, self.storage_state, self.metrics, *listening, self.changes)
         self._archive: Archive | None = parts.make_archive(config, self._observer)
         self._relay = parts.make_relay(config, self._archive, bell, self._observer)
         self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
@@ -163,11 +164,15 @@ class Service:
         logger.info("draining", extra={"associations": open_now, "seconds": timeout})
         self._sweeps.configure(())
         started = time.monotonic()
-        if self._scp is not None:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_hurry, signals, tasks.cancel_scope)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_hurry, signals, tasks.cancel_scope)
+            if self._scp is not None:
                 await self._scp.drain()
-                tasks.cancel_scope.cancel()
+            if self._relay is not None:
+                # What does not end in time is ended, and told again by the next life.
+                with anyio.move_on_after(timeout - (time.monotonic() - started)):
+                    await self._relay.drain()
+            tasks.cancel_scope.cancel()
         # The aborts at the end of a drain that took all its time count already.
         overtime = time.monotonic() - started - timeout
         return _END_WITHIN - max(0.0, overtime)

@@ -148,6 +148,24 @@ async def test_what_was_not_delivered_is_delivered_by_the_next_life_and_nothing_
     assert {message.id for message in one.taken} == {message.id for message in other.taken}
 
 
+async def test_a_drain_ends_what_is_under_way_and_begins_nothing_more(index: SQLiteIndex) -> None:
+    bell = Bell()
+    target = Recorder("target", concurrency=2)
+    target.takes = anyio.Event()
+    async with relay_of(index, target, bell=bell) as relay:
+        await relay_of(index).drain()
+        await tell(index, "1", "2", "3", bell=bell)
+        await eventually(lambda: target.under_way == 2)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.drain)
+            await anyio.sleep(0.05)
+            target.takes.set()
+        assert len(target.taken) == 2
+        await anyio.sleep(0.1)
+        assert len(target.tried) == 2
+    assert (await index.outbox_pending())[0] == 1
+
+
 async def test_a_new_target_gets_nothing_that_is_older_than_itself(index: SQLiteIndex) -> None:
     bell = Bell()
     await tell(index, "before anybody")
