@@ -51,7 +51,7 @@ peers:
 .PHONY: lock
 lock: $(VENV)-lock/.made  ## resolve the dependencies anew and write requirements*.lock
 	$(COMPILE) --all-extras --group build --group dev --output-file requirements.lock
-	$(COMPILE) --extra testing --group build --constraints requirements.lock --output-file requirements-core.lock
+	$(COMPILE) --extra events --extra testing --group build --constraints requirements.lock --output-file requirements-core.lock
 
 # Nothing but names, versions and hashes: where packages come from is the machine's business.
 COMPILE = $(VENV)-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

@@ -2,7 +2,7 @@
 
 What a peer calls itself is shown escaped, so that no name can split a record or pretend to be another. Exceptions are told
 by their type and the places that they passed through: their text may quote a dataset. The loggers of pydicom and pynetdicom,
-and Python's warnings, quote datasets too, and are silent here.
+and Python's warnings, quote datasets too, and are silent here; so are those of httpx, which quote addresses that are secrets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from asyncdicom.errors import AsyncDicomError
 
 Format = Literal["text", "json"]
 
-SILENCED = ("pydicom", "pynetdicom")
+SILENCED = ("pydicom", "pynetdicom", "httpx", "httpcore")
 # Records that wait for a slow standard error. Beyond it they are dropped and counted: the service goes on.
 _WAITING = 10_000
 # Seconds for writing what waits when the service ends.
