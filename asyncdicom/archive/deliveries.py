@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdicom.archive.contract import Event
-from asyncdicom.archive.sqlite import SQLiteIndex, Transaction
+from asyncdicom.archive.sqlite import DELIVERED_KEPT, SQLiteIndex, Transaction
 
 # No attempt is postponed for longer than this, in seconds: what seems due later was written by a clock that was set back.
 LONGEST_WAIT = 900.0
@@ -188,9 +188,15 @@ class Deliveries:
 
         return await self._index.write(job)
 
-    async def forget_old(self) -> None:
-        """Remove what was delivered long ago.
+    async def forget(self, *, limit: int = 500) -> int:
+        """Remove some of what was delivered long ago: stores that come meanwhile wait for it.
 
+        :return: how much it was; as much as ``limit`` when there may be more
         :raises ArchiveError: when it could not be committed
         """
-        await self._index.outbox_delivered(())
+        before = time.time() - DELIVERED_KEPT
+        some = "SELECT id FROM outbox WHERE delivered_at < ? LIMIT ?"
+        if not await self._index.ask(some, (before, 1)):
+            return 0
+        sql = f"DELETE FROM outbox WHERE id IN ({some})"  # noqa: S608 - of ours
+        return await self._index.write(lambda transaction: transaction.execute(sql, (before, limit)).rowcount)

@@ -28,7 +28,7 @@ _SETTING = "archive.index"
 # WAL with FULL syncs the log at every commit; with NORMAL a power cut loses the last ones, which breaks an acknowledgement.
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
 # How long delivered events stay for a look back, in seconds.
-_DELIVERED_KEPT = 7 * 86400.0
+DELIVERED_KEPT = 7 * 86400.0
 # One of them may be committing for everybody.
 _READERS = 3
 
@@ -334,7 +334,7 @@ class SQLiteIndex:
             now = time.time()
             for event_id in values:
                 transaction.execute("UPDATE outbox SET delivered_at = ? WHERE id = ?", (now, event_id))
-            transaction.execute("DELETE FROM outbox WHERE delivered_at < ?", (now - _DELIVERED_KEPT,))
+            transaction.execute("DELETE FROM outbox WHERE delivered_at < ?", (now - DELIVERED_KEPT,))
 
         await self.write(job)
 

@@ -40,7 +40,7 @@ _LATEST_NOTICE = 5.0
 _STUDIES = 100
 # Seconds between measurements of the outbox, and between removals of what was delivered long ago.
 _MEASURE = 1.0
-_FORGET = 3600.0
+_FORGET = 60.0
 
 
 class Bell(Observer):
@@ -183,9 +183,8 @@ class Relay:
                 told = await self._index.complete_studies(time.time() - self._quiet, limit=_STUDIES)
             except ArchiveError as error:
                 logger.error("studies wait for the index to become complete: %s", error)
-            if told:
-                for _ in told:
-                    self._observer.study_completed()
+            for _ in told or ():
+                self._observer.study_completed()
                 self._bell.ring()
             if told is None or len(told) < _STUDIES:
                 await anyio.sleep(every)
@@ -219,11 +218,12 @@ class Relay:
 
     async def _forget(self) -> None:
         while True:
+            count = 0
             try:
-                await self._deliveries.forget_old()
+                count = await self._deliveries.forget(limit=_AT_ONCE)
             except ArchiveError as error:
                 logger.error("what was delivered long ago stays for now: %s", error)
-            await anyio.sleep(_FORGET)
+            await anyio.sleep(_GATHER if count == _AT_ONCE else _FORGET)
 
     def __repr__(self) -> str:
         return f"<Relay {', '.join(target.name for target in self._targets)}>"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import socket
 import ssl
 import time
@@ -105,7 +106,7 @@ class Webhook:
         except OSError as error:
             raise DeliveryFailed(f"{self._url.host} is not resolved: {error.strerror or type(error).__name__}") from error
         except httpx.ConnectError as error:
-            raise DeliveryFailed(f"no connection: {error}") from error
+            raise DeliveryFailed(f"no connection: {_reason(error)}") from error
         except httpx.HTTPError as error:
             # The text of some of them shows the whole address, which may be a secret.
             raise DeliveryFailed(f"the request failed: {type(error).__name__}") from error
@@ -156,3 +157,16 @@ class Webhook:
 
     def __repr__(self) -> str:
         return f"<Webhook {self.name}: {self._url.scheme}://{self._url.netloc.decode('ascii')}>"
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, below what libraries made of it."""
+    said = str(error)
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, ssl.SSLError):
+            said = below.strerror or said
+        elif isinstance(below, OSError) and below.errno:
+            said = os.strerror(below.errno)
+        below = below.__cause__ or below.__context__
+    return said

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import time
+from importlib import resources
 from pathlib import Path
 
 import anyio
@@ -245,6 +248,58 @@ async def test_many_events_are_all_delivered_however_slowly_they_are_read(index:
         bell.ring()
         await eventually(lambda: len(target.taken) == 1200, 20)
     assert len({message.id for message in target.taken}) == 1200
+
+
+async def test_an_index_that_does_not_take_an_outcome_makes_no_event_go_out_again(
+    index: SQLiteIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    bell = Bell()
+    target = Recorder("target")
+    async with relay_of(index, target, bell=bell):
+        refuse = "CREATE TRIGGER refuse BEFORE DELETE ON deliveries BEGIN SELECT raise(FAIL, 'refused'); END"
+        await index.write(lambda transaction: transaction.execute(refuse).rowcount)
+        await tell(index, "1", bell=bell)
+        await eventually(lambda: "what became of an event is not written" in caplog.text)
+        await tell(index, "2", bell=bell)
+        await eventually(lambda: len(target.taken) == 2)
+        await index.write(lambda transaction: transaction.execute("DROP TRIGGER refuse").rowcount)
+        with anyio.fail_after(5):
+            while (await index.outbox_pending())[0]:
+                await anyio.sleep(0.02)
+    assert target.tried == ["1", "2"]
+
+
+async def test_what_was_delivered_long_ago_is_forgotten_in_small_parts(index: SQLiteIndex) -> None:
+    deliveries = Deliveries(index)
+    await tell(index, *map(str, range(5)))
+    await index.outbox_delivered([1, 2, 3, 4])
+    aged = "UPDATE outbox SET delivered_at = delivered_at - 8 * 86400 WHERE id <= 3"
+    await index.write(lambda transaction: transaction.execute(aged).rowcount)
+    assert [await deliveries.forget(limit=2) for _ in range(3)] == [2, 1, 0]
+    assert await index.ask("SELECT id FROM outbox ORDER BY id") == [(4,), (5,)]
+
+
+async def test_an_index_of_the_version_before_gets_an_identity_and_keeps_its_events(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+
+    def made() -> None:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            for version in (1, 2):
+                connection.executescript(resources.files("asyncdicom.archive").joinpath(f"schema-{version}.sql").read_text())
+            connection.execute("INSERT INTO outbox (kind, payload, created_at) VALUES ('study.complete', '{}', 1)")
+            connection.execute("PRAGMA user_version = 2")
+            connection.commit()
+
+    await anyio.to_thread.run_sync(made)
+    identities = set()
+    for _ in range(2):
+        opened = SQLiteIndex(path)
+        await opened.open()
+        identities.add(await Deliveries(opened).identity())
+        assert len(await opened.outbox()) == 1
+        await opened.close()
+    (identity,) = identities
+    assert len(identity) == 24
 
 
 async def test_a_clock_that_is_set_back_stops_no_event(index: SQLiteIndex, monkeypatch: pytest.MonkeyPatch) -> None:
