@@ -61,8 +61,21 @@ def fill(run: Sequence[str], data: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
+    """A program that was started, until :meth:`close`.
+
+    :ivar process: the leader of its group. It is reaped at the end only: until then nobody else can have its number
+    :ivar over: a descriptor that can be read when the leader is over
+    :ivar output: what the group writes
+    """
+
     process: subprocess.Popen[bytes]
+    over: int
     output: IO[bytes]
+
+    def close(self) -> None:
+        """Give its descriptors back. Whoever goes on in the background and writes gets SIGPIPE."""
+        os.close(self.over)
+        self.output.close()
 
 
 class Command:
@@ -125,6 +138,9 @@ class Command:
             raise
         except OSError as error:
             raise DeliveryFailed(f"{self._run[0]} cannot be started: {error.strerror}") from error
+        except ValueError as error:
+            # Characters that the system's encoding does not have.
+            raise DeliveryFailed("a value cannot be an argument on this system", final=True) from error
         status, output = await _until_its_end(running, self._timeout)
         fields = {"target": self.name, "event": message.id, "output": output.decode(errors="replace")}
         if output:
@@ -133,7 +149,7 @@ class Command:
         if status is None:
             raise DeliveryFailed(f"it did not end in {self._timeout:g} s, and was ended")
         if status:
-            how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            how = f"exit status {status}" if status > 0 else f"ended by signal {-status}, {signal.strsignal(-status)}"
             raise DeliveryFailed(f"{how}; {len(output)} bytes of output are logged at level debug")
 
     def _start(self, arguments: list[str], message: Message) -> _Running:
@@ -149,12 +165,18 @@ class Command:
                 process = subprocess.Popen(
                     arguments, stdin=said, stdout=writing, stderr=writing, env=environment, start_new_session=True
                 )
+            try:
+                over = os.pidfd_open(process.pid)
+            except OSError:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
         except BaseException:
             output.close()
             raise
         finally:
             os.close(writing)
-        return _Running(process, output)
+        return _Running(process, over, output)
 
     def __repr__(self) -> str:
         return f"<Command {self.name}: {self._run[0]}>"
@@ -163,11 +185,13 @@ class Command:
 async def _end_once_started(starting: asyncio.Future[_Running]) -> None:
     try:
         running = await starting
-    except (OSError, asyncio.CancelledError):
+    except (OSError, ValueError, asyncio.CancelledError):
         # It was not started.
         return
-    await _end(running)
-    running.output.close()
+    try:
+        await _end(running)
+    finally:
+        running.close()
 
 
 async def _until_its_end(running: _Running, timeout: float) -> tuple[int | None, bytes]:
@@ -178,23 +202,23 @@ async def _until_its_end(running: _Running, timeout: float) -> tuple[int | None,
     tail = _Tail(running.output)
     try:
         with anyio.move_on_after(timeout):
-            await _leader_is_over(running.process)
+            await _leader_is_over(running)
             tail.read()
             return running.process.poll(), tail.kept
         await to_its_end(_end(running))
         tail.read()
         return None, tail.kept
-    except asyncio.CancelledError:
+    except BaseException:
         await to_its_end(_end(running))
         raise
     finally:
         tail.close()
+        running.close()
 
 
 async def _end(running: _Running) -> None:
     """End a program's whole group: TERM, then KILL."""
     process = running.process
-    # Its leader is reaped at the end only: until then nobody else can have the number of the group.
     for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
         try:
             os.killpg(process.pid, number)
@@ -202,22 +226,18 @@ async def _end(running: _Running) -> None:
             # It runs as somebody else now. Nobody waits for it any longer than for others.
             logger.error("a program may not be ended by this user", extra={"pid": process.pid})
         with anyio.move_on_after(seconds):
-            await _leader_is_over(process)
+            await _leader_is_over(running)
     if process.poll() is None:
         logger.error("a program that was killed does not end", extra={"pid": process.pid})
 
 
-async def _leader_is_over(process: subprocess.Popen[bytes]) -> None:
+async def _leader_is_over(running: _Running) -> None:
     loop, over = asyncio.get_running_loop(), asyncio.Event()
-    descriptor = os.pidfd_open(process.pid)
+    loop.add_reader(running.over, over.set)
     try:
-        loop.add_reader(descriptor, over.set)
-        try:
-            await over.wait()
-        finally:
-            loop.remove_reader(descriptor)
+        await over.wait()
     finally:
-        os.close(descriptor)
+        loop.remove_reader(running.over)
 
 
 class _Tail:
@@ -241,6 +261,5 @@ class _Tail:
             self._loop.remove_reader(self._output)
 
     def close(self) -> None:
-        """Read no more. Whoever goes on in the background and writes gets SIGPIPE."""
+        """Read no more."""
         self._loop.remove_reader(self._output)
-        self._output.close()

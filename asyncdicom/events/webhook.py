@@ -34,6 +34,7 @@ class Webhook:
     Redirects are not followed, and the environment's proxies are not used.
 
     :param url: ``http://`` or ``https://``
+    :raises httpx.InvalidURL: when it is none
     :param key: signs what is sent; None for no signature
     :param timeout: seconds for one attempt, from the resolver to the answer
     :param concurrency: events at once
@@ -57,6 +58,7 @@ class Webhook:
         self.concurrency = concurrency
         self.key = key
         self._url = httpx.URL(url)
+        self._host = self._url.raw_host.decode("ascii")
         self._timeout = timeout
         self._verify = verify
         self._client: httpx.AsyncClient | None = None
@@ -103,8 +105,9 @@ class Webhook:
                 status = await self._post(message.id, body)
         except TimeoutError:
             raise DeliveryFailed(f"no answer in {self._timeout:g} s") from None
-        except OSError as error:
-            raise DeliveryFailed(f"{self._url.host} is not resolved: {error.strerror or type(error).__name__}") from error
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or type(error).__name__
+            raise DeliveryFailed(f"{self._host} is not resolved: {why}") from error
         except httpx.ConnectError as error:
             raise DeliveryFailed(f"no connection: {_reason(error)}") from error
         except httpx.HTTPError as error:
@@ -140,7 +143,7 @@ class Webhook:
         if self.key is not None:
             headers["webhook-signature"] = signature(self.key, message_id, timestamp, body)
         url = self._url.copy_with(host=address)
-        extensions = {"sni_hostname": self._url.host}
+        extensions = {"sni_hostname": self._host}
         async with self._client.stream("POST", url, content=body, headers=headers, extensions=extensions) as answer:
             read = 0
             async for part in answer.aiter_raw():
@@ -151,7 +154,7 @@ class Webhook:
 
     async def _addresses(self) -> list[str]:
         port = self._url.port or (443 if self._url.scheme == "https" else 80)
-        resolve = functools.partial(socket.getaddrinfo, self._url.host, port, type=socket.SOCK_STREAM)
+        resolve = functools.partial(socket.getaddrinfo, self._host, port, type=socket.SOCK_STREAM)
         found = await asyncio.get_running_loop().run_in_executor(self._threads, resolve)
         return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 

@@ -5,6 +5,7 @@ It looks at the tables as they were read; a value of the wrong kind is known by 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from asyncdicom.events.signing import key_of
 from asyncdicom.fleet.tables import MISSING, shown
 
 _NEEDED = {"command": "run", "webhook": "url"}
+# A name, with the letters of any language, or an address.
+_HOST = re.compile(r"(?!-)[\w-]{1,63}(\.(?!-)[\w-]{1,63})*\.?|[0-9a-fA-F:.]+")
 _USELESS = {"command": ("url", "subject", "secret_file"), "webhook": ("run", "subject")}
 
 
@@ -66,7 +69,8 @@ def _webhook(path: str, target: Mapping[str, Any]) -> list[ConfigurationError]:
     remedy = 'write an address such as "https://pipeline.example/hook"'
     try:
         url = urlsplit(written)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and written.isprintable()
+        usable = url.scheme in ("http", "https") and url.port != 0 and bool(_HOST.fullmatch(url.hostname or ""))
+        usable = usable and written.isprintable() and " " not in written
     except ValueError:
         usable = False
     else:

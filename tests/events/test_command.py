@@ -62,7 +62,8 @@ async def test_a_program_gets_its_arguments_as_they_are_and_the_event_on_its_sta
     ("run", "words"),
     [
         (["false"], "exit status 1"),
-        (["sh", "-c", "kill -SEGV $$"], "ended by SIGSEGV"),
+        (["sh", "-c", "kill -SEGV $$"], "ended by signal 11, Segmentation fault"),
+        (["sh", "-c", "kill -40 $$"], "ended by signal 40"),
         (["there-is-no-such-program"], "cannot be started: No such file or directory"),
         (["/"], "cannot be started: Permission denied"),
     ],
@@ -145,6 +146,13 @@ def test_a_value_that_could_be_an_option_is_refused_for_good() -> None:
 def test_a_value_with_a_nul_is_refused_for_good() -> None:
     with pytest.raises(DeliveryFailed, match="NUL") as raised:
         fill(["prog", "{path}"], {"path": "a\0b"})
+    assert raised.value.final
+
+
+async def test_a_value_that_no_argument_can_have_is_refused_for_good(no_leaks: Baseline) -> None:
+    async with command("true", "{StudyInstanceUID}") as target:
+        with pytest.raises(DeliveryFailed, match="cannot be an argument") as raised:
+            await target.deliver(Message("i", "study.complete", 1.5, {"StudyInstanceUID": "\ud800"}))
     assert raised.value.final
 
 
