@@ -45,6 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in long]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Publish what tests recorded of their trials: that nothing failed says little without how often it was tried."""
+    for report in terminalreporter.getreports("passed"):
+        for name, what in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {name}: {what}")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """asyncio is the backend of the project, so it is the only one in tests."""

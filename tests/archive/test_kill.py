@@ -1,4 +1,4 @@
-"""Killed at any moment (R1, in small): what was acknowledged is there, intact and indexed, and nothing else is visible."""
+"""Killed at any moment (R1): what was acknowledged is there, intact and indexed, and nothing else is visible."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import hashlib
 import random
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from asyncdicom.archive import Archive
+from tests.archive.dying import campaign
 from tests.archive.instances import everything_in
 from tests.archive.tracing import running, storing
 
@@ -41,7 +43,7 @@ async def _open_and_close(archive: Path, index: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["unnamed", "temporary-names"])
-def test_what_was_acknowledged_survives_being_killed(tmp_path: Path, parts: bool) -> None:
+def test_rows_and_events_are_those_of_what_was_acknowledged(tmp_path: Path, parts: bool) -> None:
     archive, index = tmp_path / "archive", tmp_path / "index.db"
     moments = random.Random(parts)
     acknowledged: dict[str, str] = {}
@@ -66,3 +68,28 @@ def test_what_was_acknowledged_survives_being_killed(tmp_path: Path, parts: bool
         assert rows.items() <= found.items()
         assert len(found) - len(rows) <= 4 * (number + 1)
     assert len(acknowledged) > 20
+
+
+@pytest.mark.timeout(180)
+def test_what_a_service_acknowledged_survives_a_hundred_kills(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    found = campaign(tmp_path / "killed", "--deaths", "100", timeout=170)
+    record_property("SIGKILL", found)
+    found.check(100)
+    # The moments were not all harmless.
+    assert found.swept
+    assert found.while_starting
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize(("durability", "campaigns"), [("full", 10), ("file", 1), ("none", 1)])
+def test_what_a_service_acknowledged_survives_a_thousand_kills(
+    tmp_path: Path, record_property: Callable[[str, object], None], durability: str, campaigns: int
+) -> None:
+    for seed in range(campaigns):
+        options = ("--deaths", "100", "--durability", durability, "--seed", f"{durability} {seed}")
+        found = campaign(tmp_path / str(seed), *options, timeout=300)
+        record_property(f"SIGKILL, {durability}", found)
+        found.check(100)
