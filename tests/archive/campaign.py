@@ -44,7 +44,7 @@ from asyncdicom.archive.verification import Progress, verify
 from asyncdicom.cli import main as run_command
 from asyncdicom.errors import OperationError
 from asyncdicom.testing import HeldInstance, Wire, synthetic_study
-from asyncdicom.testing.instances import CT_IMAGE_STORAGE
+from asyncdicom.testing.instances import CT_IMAGE_STORAGE, synthetic_uid
 from asyncdicom.upper_layer.context import EXPLICIT_VR_LITTLE_ENDIAN, VERIFICATION, PresentationContext
 from tests.archive.dying import Findings
 from tests.peers.running import free_port
@@ -59,7 +59,7 @@ _SIZES = {32: 0.75, 4096: 0.22, 65_535: 0.03}
 # A receiver that does not serve by then will not.
 _START_DEADLINE = 20.0
 # Seconds from the first sender to the death, at most.
-_LONGEST_LIFE = 0.2
+_LONGEST_LIFE = 0.15
 _INCOMING = ".incoming"
 
 
@@ -138,6 +138,10 @@ class Campaign:
 
     def __init__(self, folder: Path, *, make: list[str] | None, durability: str, senders: int, parts: float, seed: str) -> None:
         self.found = Findings()
+        self._lost: set[str] = set()
+        self._torn: set[str] = set()
+        self._inconsistent: set[str] = set()
+        self._left: set[str] = set()
         self._chance = random.Random(seed)
         self._seed = seed
         self._senders = senders
@@ -173,6 +177,8 @@ class Campaign:
         finally:
             if self._receiver is not None:
                 self._receiver.kill()
+            self.found.lost, self.found.torn = sorted(self._lost), sorted(self._torn)
+            self.found.inconsistent, self.found.left = sorted(self._inconsistent), sorted(self._left)
 
     def _start(self, parts: bool) -> Receiver:
         self._receiver = Receiver(self._config, parts)
@@ -261,8 +267,9 @@ class Campaign:
         while True:
             number += 1
             (size,) = chance.choices(list(_SIZES), list(_SIZES.values()))
-            # A study for each, so that folders are made at any moment, too.
-            ((uid, file),) = synthetic_study(1, size, 16, seed=f"{seed} {number}")
+            # A series for a few, so that folders are made at any moment, too.
+            series = synthetic_uid(seed, number // 6)
+            ((uid, file),) = synthetic_study(1, size, 16, study=series, series=series, seed=f"{seed} {number}")
             offset = 144 + int.from_bytes(file[140:144], "little")
             dataset = memoryview(file)[offset:]
             self._offered[uid] = hashlib.sha256(dataset).hexdigest()
@@ -291,42 +298,38 @@ class Campaign:
     def _look_at_once(self, acknowledged: set[str]) -> None:
         """Before anything is repaired: what has a final name is whole, and what was acknowledged has one."""
         self._compare(acknowledged, acknowledged | {each.sop_instance_uid for each in self._unanswered})
-        self.found.swept += sum(not path.is_dir() for path in (self._archive / _INCOMING).rglob("*"))
 
     def _compare(self, acknowledged: Set[str], looked_at: Set[str]) -> None:
         """Files under a final name with what was sent, as far as they are looked at, and what was acknowledged with files."""
-        files = {path.stem: path for path in self._instances()}
-        self.found.lost |= acknowledged - files.keys()
+        files, others = self._files()
+        self._lost |= acknowledged - files.keys()
+        self._torn |= files.keys() - self._offered.keys()
+        self._torn |= {path for path in others if _INCOMING not in path}
+        self.found.swept += len(others)
         for uid in looked_at & files.keys():
-            encoded = files[uid].read_bytes()
+            encoded = Path(files[uid]).read_bytes()
             offset = 144 + int.from_bytes(encoded[140:144], "little")
             if hashlib.sha256(encoded[offset:]).hexdigest() != self._offered[uid]:
-                self.found.torn.add(str(files[uid]))
+                self._torn.add(files[uid])
 
     def _look_again(self) -> None:
         """Once it serves: rows and files are the same, everything acknowledged is among them, and nothing else is there."""
-        rows, files = self._rows(), set()
-        for path in self._everything():
-            if path.suffix == ".dcm":
-                files.add(path.stem)
-            else:
-                self.found.left.add(str(path))
-        self.found.inconsistent |= rows.keys() ^ files
-        for uid, sha256 in self._acknowledged.items():
-            if rows.get(uid) != sha256:
-                self.found.lost.add(uid)
+        rows = self._rows()
+        files, others = self._files()
+        self._left |= others
+        self._inconsistent |= rows.keys() ^ files.keys()
+        self._lost |= {uid for uid, sha256 in self._acknowledged.items() if rows.get(uid) != sha256}
 
-    def _everything(self) -> Iterator[Path]:
+    def _files(self) -> tuple[dict[str, str], set[str]]:
+        """Instances by their SOP Instance UID, and everything else."""
+        files, others = {}, set()
         for folder, _, names in os.walk(self._archive):
-            yield from (Path(folder, name) for name in names)
-
-    def _instances(self) -> Iterator[Path]:
-        for path in self._everything():
-            if _INCOMING not in path.parts:
-                if path.suffix != ".dcm" or path.stem not in self._offered:
-                    self.found.torn.add(str(path))
+            for name in names:
+                if name.endswith(".dcm") and _INCOMING not in folder:
+                    files[name.removesuffix(".dcm")] = f"{folder}/{name}"
                 else:
-                    yield path
+                    others.add(f"{folder}/{name}")
+        return files, others
 
     def _rows(self) -> dict[str, str]:
         with contextlib.closing(sqlite3.connect(f"file:{self._data / 'index.db'}?mode=ro", uri=True, timeout=10)) as connection:
@@ -352,7 +355,7 @@ def main(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     found = campaign.run(arguments.deaths)
-    print(json.dumps(asdict(found), default=sorted))
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

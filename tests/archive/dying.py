@@ -48,10 +48,10 @@ class Findings:
     acknowledged: int = 0
     refused: int = 0
     kept_unanswered: int = 0
-    lost: set[str] = field(default_factory=set)
-    torn: set[str] = field(default_factory=set)
-    inconsistent: set[str] = field(default_factory=set)
-    left: set[str] = field(default_factory=set)
+    lost: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+    inconsistent: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     swept: int = 0
     slowest_start: float = 0.0
     verified: int = 0
@@ -97,9 +97,7 @@ def campaign(folder: Path, *options: str, cut: str | None = None, timeout: float
         (folder / "image").unlink(missing_ok=True)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    return Findings(
-        **{name: set(value) if name in ("lost", "torn", "inconsistent", "left") else value for name, value in found.items()}
-    )
+    return Findings(**found)
 
 
 def require_power_cuts(make: str) -> None:
