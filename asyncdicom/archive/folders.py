@@ -51,7 +51,7 @@ class Folders:
             self.descriptor = os.open(self.root, _OPEN)
             if self._sync:
                 for path in missing:
-                    _sync_folder(path.parent)
+                    sync_folder(path.parent)
         except OSError as error:
             self.close()
             raise ConfigurationError(_SETTING, str(self.root), f"it cannot be used: {error.strerror}") from error
@@ -123,7 +123,7 @@ class Folders:
 
     def sync(self, folder: str) -> None:
         """Make the entries of a folder durable."""
-        _sync_folder(folder or ".", self.descriptor)
+        sync_folder(folder or ".", self.descriptor)
 
     def unmake(self, folders: list[str]) -> None:
         """Remove folders that :meth:`prepare` made, as far as they are empty."""
@@ -178,7 +178,8 @@ def _chain(folder: str) -> list[str]:
     return ["/".join(names[: depth + 1]) for depth in range(len(names))]
 
 
-def _sync_folder(folder: Path | str, root: int | None = None) -> None:
+def sync_folder(folder: Path | str, root: int | None = None) -> None:
+    """Make the entries of a folder durable."""
     descriptor = os.open(folder, _OPEN, dir_fd=root)
     try:
         os.fsync(descriptor)

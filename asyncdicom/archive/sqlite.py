@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sqlite3
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from asyncdicom.archive.commit import GroupCommit
 from asyncdicom.archive.contract import Addition, Durability, Entry, Event, Row, StudyCounts
 from asyncdicom.archive.exclusive import hold
+from asyncdicom.archive.folders import sync_folder
 from asyncdicom.archive.threads import end
 from asyncdicom.errors import ArchiveError, ConfigurationError
 
@@ -27,6 +29,8 @@ SCHEMA_VERSION = 3
 _SETTING = "archive.index"
 # WAL with FULL syncs the log at every commit; with NORMAL a power cut loses the last ones, which breaks an acknowledgement.
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
+# Patient IDs are in it.
+_FILE_MODE = 0o640
 # How long delivered events stay for a look back, in seconds.
 DELIVERED_KEPT = 7 * 86400.0
 # One of them may be committing for everybody.
@@ -183,6 +187,9 @@ class SQLiteIndex:
         :raises ConfigurationError: when there is none, or it comes from another version
         """
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="archive-index-read")
+        if not await asyncio.get_running_loop().run_in_executor(self._readers, self.path.is_file):
+            await self.close()
+            raise ConfigurationError(_SETTING, f"sqlite:{self.path}", "there is no such file: nothing was received yet")
         try:
             await asyncio.get_running_loop().run_in_executor(self._readers, self._check)
         except BaseException:
@@ -203,14 +210,19 @@ class SQLiteIndex:
 
     def _open(self) -> sqlite3.Connection:
         try:
+            missing = [path for path in self.path.parents if not path.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._durability == "full":
+                for path in missing:
+                    sync_folder(path.parent)
             # A file of its own: SQLite loses its own locks on a database when anybody in the process closes a descriptor of it.
             lock = self.path.with_name(self.path.name + ".lock")
-            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
         except OSError as error:
             raise ConfigurationError(_SETTING, f"sqlite:{self.path}", f"it cannot be used: {error.strerror}") from error
         hold(self._lock, self.path, _SETTING)
         try:
+            self._make()
             connection = self._connect()
             try:
                 connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self._durability]}")
@@ -220,9 +232,14 @@ class SQLiteIndex:
             except BaseException:
                 connection.close()
                 raise
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(_SETTING, f"sqlite:{self.path}", f"it cannot be used: {error}") from error
         return connection
+
+    def _make(self) -> None:
+        # SQLite would make it readable for everybody. Its log and its shared memory get the mode of the database.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE))
 
     def _begin(self, connection: sqlite3.Connection) -> Transaction:
         return Transaction(connection, self._root, self._outbox)

@@ -88,6 +88,15 @@ def test_files_and_folders_are_not_for_everybody(tmp_path: Path, unnamed: bool) 
         assert not path.stat().st_mode & 0o007
 
 
+async def test_the_index_is_not_for_everybody(tmp_path: Path) -> None:
+    async with Archive(tmp_path / "archive", index=f"sqlite:{tmp_path / 'index.db'}") as archive:
+        assert (await archive.store(one())).status == 0
+        made = await anyio.to_thread.run_sync(
+            lambda: {path.name: path.stat().st_mode & 0o007 for path in tmp_path.glob("index.db*")}
+        )
+    assert made == dict.fromkeys(("index.db", "index.db-wal", "index.db-shm", "index.db.lock"), 0)
+
+
 async def test_what_an_earlier_life_had_not_named_is_swept(tmp_path: Path, unnamed: bool, no_leaks: object) -> None:
     archive = tmp_path / "archive"
 

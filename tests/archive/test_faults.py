@@ -123,6 +123,7 @@ def test_a_failed_sync_of_the_index_is_final_and_takes_the_file_back(tmp_path: P
         with traced(process, trace, *watched):
             second = Stored(process)
         assert [words[0] for words in second.lines] == ["0000", "0000", "A700", "0000", "0000", "0000"]
+        # One for each store: none for a second try.
         assert len(calls(trace)) == 6
         _check(archive, index, first.with_status("0000") | second.with_status("0000"))
 

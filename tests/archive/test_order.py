@@ -12,6 +12,8 @@ from tests.archive.tracing import Call, calls, storing
 
 pytestmark = pytest.mark.peer("strace")
 
+# In each of four forms: two hundred in all.
+_STORES = 52
 _WATCHED = "openat,writev,pwrite64,write,fdatasync,fsync,link,linkat,rename,renameat,renameat2,mkdirat"
 
 
@@ -36,11 +38,11 @@ def _folder_syncs(made: list[Call], folder: str) -> list[Call]:
 @pytest.mark.parametrize("parts", [False, True], ids=["unnamed", "temporary-names"])
 @pytest.mark.parametrize("callers", [1, 4])
 def test_success_follows_data_then_name_then_folder_then_index(tmp_path: Path, callers: int, parts: bool) -> None:
-    options = ["--index", f"sqlite:{tmp_path}/index.db", "--count", str(20 // callers), "--callers", str(callers)]
+    options = ["--index", f"sqlite:{tmp_path}/index.db", "--count", str(_STORES // callers), "--callers", str(callers)]
     made, lines = _trace(tmp_path, *options, *(["--parts"] if parts else []))
     archive = tmp_path / "archive"
     paths = {Path(path).stem: path for path in everything_in(archive)}
-    assert len(lines) == len(paths) == 20
+    assert len(lines) == len(paths) == _STORES
     log_syncs = [call for call in made if call.name in ("fdatasync", "fsync") and "index.db-wal>" in call.arguments]
     for line in lines:
         status, uid, _ = line.split()
@@ -71,14 +73,17 @@ def test_success_follows_data_then_name_then_folder_then_index(tmp_path: Path, c
             assert [call for call in _folder_syncs(made, str(parent)) if call.ended < acknowledged.begun]
 
 
-def test_the_parents_of_the_archive_itself_are_synced_when_it_is_made(tmp_path: Path) -> None:
+def test_the_parents_of_the_archive_and_of_its_index_are_synced_when_they_are_made(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    command = storing(tmp_path / "new" / "deep" / "archive", "--count", "1")
-    strace = ["strace", "-f", "-y", "-e", "trace=fsync", "-o", str(trace), *command]
+    index = tmp_path / "other" / "deep" / "index.db"
+    command = storing(tmp_path / "new" / "deep" / "archive", "--count", "1", "--index", f"sqlite:{index}")
+    strace = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", str(trace), *command]
     subprocess.run(strace, capture_output=True, timeout=50, check=True)
     made = calls(trace)
-    for folder in (tmp_path, tmp_path / "new", tmp_path / "new" / "deep", tmp_path / "new" / "deep" / "archive"):
-        assert _folder_syncs(made, str(folder))
+    for folder in ("", "new", "new/deep", "new/deep/archive", "other"):
+        assert _folder_syncs(made, str(tmp_path / folder)), folder
+    # SQLite itself syncs where its files lie.
+    assert [call for call in made if call.name == "fdatasync" and call.arguments.endswith(f"<{index.parent}>")]
 
 
 @pytest.mark.parametrize(("durability", "data_syncs"), [("file", 5), ("none", 0)])
