@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 import struct
 import time
 from pathlib import Path
@@ -274,12 +276,37 @@ async def test_tls_takes_clients_of_the_authority_alone(
         async with await Wire.connect("127.0.0.1", scp.port, ssl=good) as wire:
             with pytest.raises(AssociationRejected):
                 await wire.associate(calling_ae_title="CT2")
-        for context in (tls.client_context(), tls.client_context(certificate=tls.foreign_certificate, key=tls.foreign_key)):
+        for context in (
+            tls.client_context(),
+            tls.client_context(certificate=tls.foreign_certificate, key=tls.foreign_key),
+            tls.client_context(certificate=tls.expired_certificate, key=tls.expired_key),
+        ):
             with pytest.raises((OperationError, OSError)):
                 async with await Wire.connect("127.0.0.1", scp.port, ssl=context) as wire:
                     await wire.associate(calling_ae_title="CT1")
     assert seen.rejected["calling_ae_title"] == 1
-    assert seen.rejected["tls"] == 2
+    assert seen.rejected["tls"] == 3
+    # None of them got as far as a request for association.
+    assert seen.accepted == 1
+
+
+async def test_tls_below_1_2_is_refused(no_leaks: object, engine: Engine, tls: Certificates, seen: Seen) -> None:
+    old, lenient = tls.client_context(), tls.server_context()
+    for context in (old, lenient):
+        # OpenSSL of today speaks it only when it is told to twice.
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with pytest.warns(DeprecationWarning, match="TLSv1"):
+            context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    async with await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", ssl=lenient) as server:
+        # It is not the peer that refuses.
+        async with await Wire.connect(*server.sockets[0].getsockname(), ssl=old) as wire:
+            assert await wire.receive_bytes() == b""
+    async with StorageSCP(accept, port=0, tls=ServerTLS(tls.certificate, tls.key), engine=engine, observer=seen) as scp:
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            await Wire.connect("127.0.0.1", scp.port, ssl=old)
+    assert (seen.rejected, seen.accepted) == ({"tls": 1}, 0)
 
 
 async def test_a_silent_tls_peer_shuts_nobody_out(no_leaks: object, engine: Engine, tls: Certificates) -> None:
