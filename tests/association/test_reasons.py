@@ -98,6 +98,12 @@ async def test_a_foreign_authority_fails_the_handshake(no_leaks: object, engine:
         assert await reason_of_an_echo(modality, engine) == "tls_failed"
 
 
+async def test_a_certificate_of_another_name_fails_the_handshake(no_leaks: object, engine: Engine, tls: Certificates) -> None:
+    async with SimulatedModality(Fault.TLS, tls=tls) as sim:
+        modality = sim.modality(tls=TLS(ca=tls.ca, server_name="pacs.example"), timeouts=TIMEOUTS)
+        assert await reason_of_an_echo(modality, engine) == "tls_failed"
+
+
 @pytest.mark.parametrize("fault", [Fault.HEALTHY, Fault.SILENT_TLS], ids=str)
 async def test_a_peer_that_speaks_no_tls_fails_the_handshake(
     no_leaks: object, engine: Engine, tls: Certificates, fault: Fault

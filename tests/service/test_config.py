@@ -41,6 +41,13 @@ def test_an_empty_file_has_the_defaults(tmp_path: Path) -> None:
     assert (config.fleet.concurrency, config.fleet.deadline, config.fleet.breaker.failures) == (64, 10.0, 5)
 
 
+def test_whatever_listens_does_so_on_loopback_by_default(tmp_path: Path) -> None:
+    config = check({"scp": {}, "web": {}}, tmp_path)
+    assert config.scp is not None
+    assert config.web is not None
+    assert (config.scp.host, config.web.host) == ("127.0.0.1", "127.0.0.1")
+
+
 def test_an_scp_without_an_archive_table_has_the_default_archive(tmp_path: Path) -> None:
     config = check({"scp": {}}, tmp_path)
     assert config.scp is not None
