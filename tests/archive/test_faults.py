@@ -97,6 +97,36 @@ def test_what_fails_is_refused_and_leaves_nothing(tmp_path: Path, call: str, err
         _check(archive, index, acknowledged)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("parts", [False, True], ids=["unnamed", "temporary-names"])
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EMFILE"])
+@pytest.mark.parametrize("call", ["openat", "mkdirat", "writev", "fdatasync", "linkat", "fsync", "pwrite64", "newfstatat"])
+def test_whichever_call_fails_its_instance_is_refused_and_leaves_nothing(
+    tmp_path: Path, call: str, error: str, parts: bool
+) -> None:
+    archive, index = tmp_path / "archive", tmp_path / "index.db"
+    options = ["--index", f"sqlite:{index}", "--paused", "--callers", "3", "--count", "4", "--threads", "2"]
+    with running(storing(archive, *options, *(["--parts"] if parts else []))) as process:
+        _ready(process)
+        before = Stored(process)
+        acknowledged = before.with_status("0000")
+        injected = 0
+        for number in range(1, 21):
+            trace = tmp_path / "trace"
+            with traced(process, trace, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={number}"):
+                during = Stored(process)
+            assert during.statuses <= {"0000", "A700"}
+            acknowledged |= during.with_status("0000")
+            injected += sum(each.injected for each in calls(trace))
+            _check(archive, index, acknowledged)
+        after = Stored(process)
+        assert injected
+        assert after.statuses == {"0000"}
+        assert after.descriptors == before.descriptors
+        _check(archive, index, acknowledged | after.with_status("0000"))
+
+
 @pytest.mark.parametrize("parts", [False, True], ids=["unnamed", "temporary-names"])
 def test_a_failed_sync_is_final(tmp_path: Path, parts: bool) -> None:
     archive = tmp_path / "archive"
