@@ -133,10 +133,21 @@ class Campaign:
 
     :param folder: where everything lies
     :param make: how to make the file system whose power is cut; None for SIGKILL alone
+    :param duplicates: with ``replace``, some instances are sent again with other bytes
     :param parts: the chance of a receiver that writes under temporary names
     """
 
-    def __init__(self, folder: Path, *, make: list[str] | None, durability: str, senders: int, parts: float, seed: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        make: list[str] | None,
+        durability: str,
+        duplicates: str,
+        senders: int,
+        parts: float,
+        seed: str,
+    ) -> None:
         self.found = Findings()
         self._lost: set[str] = set()
         self._torn: set[str] = set()
@@ -146,6 +157,7 @@ class Campaign:
         self._seed = seed
         self._senders = senders
         self._parts = parts
+        self._replaces = duplicates == "replace"
         self._data = folder / "data"
         self._disk = Disk(folder / "image", self._data, make) if make else None
         self._port = free_port()
@@ -153,17 +165,19 @@ class Campaign:
         self._config.write_text(
             f"[scp]\nport = {self._port}\n"
             f'[archive]\ndirectory = "data/archive"\nindex = "sqlite:data/index.db"\nmin_free = "0 B"\n'
-            f'durability = "{durability}"\n'
+            f'durability = "{durability}"\nduplicates = "{duplicates}"\n'
         )
         # What is imported only when it is needed is needed by every receiver.
         anyio.run(anyio.sleep, 0)
         with contextlib.redirect_stdout(sys.stderr):
             run_command(["check-config", str(self._config)])
-        # The SHA-256 of datasets by SOP Instance UID: all that a sender ever began, and what was acknowledged.
-        self._offered: dict[str, str] = {}
-        self._acknowledged: dict[str, str] = {}
-        # Without an answer: whoever sends them has to send them again.
-        self._unanswered: list[HeldInstance] = []
+        # By SOP Instance UID, the SHA-256 of what may be there: of the dataset that was acknowledged last, and of those that
+        # a sender has begun since then.
+        self._possible: dict[str, set[str]] = {}
+        self._acknowledged: set[str] = set()
+        # Without an answer: whoever sends them has to send them again. Of one instance the last that was tried, because two
+        # at once have no order.
+        self._unanswered: dict[str, HeldInstance] = {}
         self._receiver: Receiver | None = None
 
     @property
@@ -198,17 +212,17 @@ class Campaign:
                 return self.found
             self._look_again()
             asyncio.run(self._send(str(number), receiver))
-            self._look_at_once(self._acknowledged.keys() - before)
+            self._look_at_once(self._acknowledged - before)
         return self._end()
 
     def _end(self) -> Findings:
         if not self._await(self._start(parts=False)):
             return self.found
         self._look_again()
-        self.found.kept_unanswered = len(self._rows().keys() - self._acknowledged.keys())
-        self._compare(self._acknowledged.keys(), self._offered.keys())
+        self.found.kept_unanswered = len(self._rows().keys() - self._acknowledged)
+        self._compare(self._acknowledged, self._possible.keys())
         asyncio.run(self._verify())
-        self.found.offered = len(self._offered)
+        self.found.offered = len(self._possible)
         self.found.acknowledged = len(self._acknowledged)
         return self.found
 
@@ -250,8 +264,9 @@ class Campaign:
     # Sending
 
     async def _send(self, name: str, receiver: Receiver) -> None:
-        again = [self._unanswered[number :: self._senders] for number in range(self._senders)]
-        self._unanswered = []
+        unanswered = list(self._unanswered.values())
+        again = [unanswered[number :: self._senders] for number in range(self._senders)]
+        self._unanswered = {}
         senders = [
             asyncio.create_task(self._sender(self._offers(f"{self._seed} {name} {number}", again[number])))
             for number in range(self._senders)
@@ -270,10 +285,10 @@ class Campaign:
             # A series for a few, so that folders are made at any moment, too.
             series = synthetic_uid(seed, number // 6)
             ((uid, file),) = synthetic_study(1, size, 16, study=series, series=series, seed=f"{seed} {number}")
-            offset = 144 + int.from_bytes(file[140:144], "little")
-            dataset = memoryview(file)[offset:]
-            self._offered[uid] = hashlib.sha256(dataset).hexdigest()
-            yield HeldInstance(file, dataset, CT_IMAGE_STORAGE, uid, EXPLICIT_VR_LITTLE_ENDIAN, {})
+            yield _held(uid, file)
+            if self._replaces and chance.random() < 0.4:
+                # Other pixels; the first ones may be there already, or not.
+                yield _held(uid, file[:-4] + number.to_bytes(4, "little"))
 
     async def _sender(self, offers: Iterator[HeldInstance]) -> None:
         """Send one after the other on one association, until there is nobody any more."""
@@ -282,34 +297,38 @@ class Campaign:
             async with await Wire.connect("127.0.0.1", self._port, timeout=10.0) as wire:
                 await wire.associate(_CONTEXTS)
                 for offer in offers:
+                    sha256 = hashlib.sha256(offer.dataset).hexdigest()
+                    self._possible.setdefault(offer.sop_instance_uid, set()).add(sha256)
                     status = await wire.store(offer)
                     if status == 0x0000:
-                        self._acknowledged[offer.sop_instance_uid] = self._offered[offer.sop_instance_uid]
+                        self._possible[offer.sop_instance_uid] = {sha256}
+                        self._acknowledged.add(offer.sop_instance_uid)
                     else:
                         self.found.refused += 1
-                        self._unanswered.append(offer)
+                        self._unanswered[offer.sop_instance_uid] = offer
                     offer = None
         except (OSError, OperationError):
-            # It is dead: what was under way, and what was to be sent again, is for the next one.
-            self._unanswered += [offer] if offer is not None else []
+            # It is dead: what was under way is for the next one.
+            if offer is not None:
+                self._unanswered[offer.sop_instance_uid] = offer
 
     # Looking
 
     def _look_at_once(self, acknowledged: set[str]) -> None:
         """Before anything is repaired: what has a final name is whole, and what was acknowledged has one."""
-        self._compare(acknowledged, acknowledged | {each.sop_instance_uid for each in self._unanswered})
+        self._compare(acknowledged, acknowledged | self._unanswered.keys())
 
     def _compare(self, acknowledged: Set[str], looked_at: Set[str]) -> None:
         """Files under a final name with what was sent, as far as they are looked at, and what was acknowledged with files."""
         files, others = self._files()
         self._lost |= acknowledged - files.keys()
-        self._torn |= files.keys() - self._offered.keys()
+        self._torn |= files.keys() - self._possible.keys()
         self._torn |= {path for path in others if _INCOMING not in path}
         self.found.swept += len(others)
         for uid in looked_at & files.keys():
             encoded = Path(files[uid]).read_bytes()
             offset = 144 + int.from_bytes(encoded[140:144], "little")
-            if hashlib.sha256(encoded[offset:]).hexdigest() != self._offered[uid]:
+            if hashlib.sha256(encoded[offset:]).hexdigest() not in self._possible[uid]:
                 self._torn.add(files[uid])
 
     def _look_again(self) -> None:
@@ -318,7 +337,7 @@ class Campaign:
         files, others = self._files()
         self._left |= others
         self._inconsistent |= rows.keys() ^ files.keys()
-        self._lost |= {uid for uid, sha256 in self._acknowledged.items() if rows.get(uid) != sha256}
+        self._lost |= {uid for uid in self._acknowledged if rows.get(uid) not in self._possible[uid]}
 
     def _files(self) -> tuple[dict[str, str], set[str]]:
         """Instances by their SOP Instance UID, and everything else."""
@@ -342,6 +361,11 @@ class Campaign:
         self.found.verified = progress.read
 
 
+def _held(uid: str, file: bytes) -> HeldInstance:
+    dataset = memoryview(file)[144 + int.from_bytes(file[140:144], "little") :]
+    return HeldInstance(file, dataset, CT_IMAGE_STORAGE, uid, EXPLICIT_VR_LITTLE_ENDIAN, {})
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Run a campaign and print what it found."""
     folder = Path(arguments.folder)
@@ -350,6 +374,7 @@ def main(arguments: argparse.Namespace) -> None:
         folder,
         make=arguments.cut.split() if arguments.cut else None,
         durability=arguments.durability,
+        duplicates=arguments.duplicates,
         senders=arguments.senders,
         parts=arguments.parts,
         seed=arguments.seed,
@@ -364,6 +389,7 @@ if __name__ == "__main__":
     parser.add_argument("--deaths", type=int, default=10)
     parser.add_argument("--cut", help="the command that makes the file system, its image as the last word")
     parser.add_argument("--durability", default="full")
+    parser.add_argument("--duplicates", default="keep-first")
     parser.add_argument("--senders", type=int, default=8)
     parser.add_argument("--parts", type=float, default=0.5)
     parser.add_argument("--seed", default="0")

@@ -84,12 +84,15 @@ def test_what_a_service_acknowledged_survives_a_hundred_kills(
 
 @pytest.mark.soak
 @pytest.mark.timeout(3_600)
-@pytest.mark.parametrize(("durability", "campaigns"), [("full", 10), ("file", 1), ("none", 1)])
+@pytest.mark.parametrize(
+    ("durability", "duplicates", "campaigns"),
+    [("full", "keep-first", 10), ("file", "keep-first", 1), ("none", "keep-first", 1), ("full", "replace", 2)],
+)
 def test_what_a_service_acknowledged_survives_a_thousand_kills(
-    tmp_path: Path, record_property: Callable[[str, object], None], durability: str, campaigns: int
+    tmp_path: Path, record_property: Callable[[str, object], None], durability: str, duplicates: str, campaigns: int
 ) -> None:
     for seed in range(campaigns):
-        options = ("--deaths", "100", "--durability", durability, "--seed", f"{durability} {seed}")
+        options = ("--deaths", "100", "--durability", durability, "--duplicates", duplicates, "--seed", f"{durability} {seed}")
         found = campaign(tmp_path / str(seed), *options, timeout=300)
-        record_property(f"SIGKILL, {durability}", found)
+        record_property(f"SIGKILL, {durability}, {duplicates}", found)
         found.check(100)

@@ -34,11 +34,11 @@ def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("make", ["mkfs.ext4 -q", "mkfs.xfs -q"])
-@pytest.mark.parametrize("seed", ["a", "b"])
+@pytest.mark.parametrize(("duplicates", "seed"), [("keep-first", "a"), ("keep-first", "b"), ("replace", "c")])
 def test_what_was_acknowledged_survives_many_power_cuts(
-    tmp_path: Path, record_property: Callable[[str, object], None], make: str, seed: str
+    tmp_path: Path, record_property: Callable[[str, object], None], make: str, duplicates: str, seed: str
 ) -> None:
     require_power_cuts(make.split()[0])
-    found = campaign(tmp_path / "cut", "--deaths", "50", "--seed", seed, cut=make, timeout=900)
-    record_property(make, found)
+    found = campaign(tmp_path / "cut", "--deaths", "50", "--seed", seed, "--duplicates", duplicates, cut=make, timeout=900)
+    record_property(f"{make}, {duplicates}", found)
     found.check(50)
