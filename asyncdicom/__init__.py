@@ -71,7 +71,10 @@ if TYPE_CHECKING:
     from asyncdicom.outcome import Outcome, Peer, Phases, Reason, Rejected, Status, SubOperations
     from asyncdicom.scp.access import Access, AllowRule, ServerTLS
     from asyncdicom.scp.commitment import CommitmentReports, StorageCommitment
+    from asyncdicom.scp.identity import Identities
     from asyncdicom.scp.server import StorageSCP
+    from asyncdicom.scp.users import HashedPasscode, Users
+    from asyncdicom.scp.web_token import WebTokens
     from asyncdicom.upper_layer.context import PresentationContext
 
 # Where each name lives; held against the imports above by the tests.
@@ -93,6 +96,9 @@ _HOMES = {
     **dict.fromkeys(("CommitmentReports", "StorageCommitment"), "asyncdicom.scp.commitment"),
     **dict.fromkeys(("CommitmentReport", "InstanceReference", "request_commitment"), "asyncdicom.association.commitment"),
     **dict.fromkeys(("Access", "AllowRule", "ServerTLS"), "asyncdicom.scp.access"),
+    "Identities": "asyncdicom.scp.identity",
+    **dict.fromkeys(("HashedPasscode", "Users"), "asyncdicom.scp.users"),
+    "WebTokens": "asyncdicom.scp.web_token",
     "Received": "asyncdicom.association.received",
     **dict.fromkeys(("Archive", "Stored"), "asyncdicom.archive"),
     # what came back
@@ -149,6 +155,8 @@ __all__ = [
     "DatasetError",
     "FailureStatus",
     "Fleet",
+    "HashedPasscode",
+    "Identities",
     "Instance",
     "InstanceReference",
     "Ledger",
@@ -181,6 +189,8 @@ __all__ = [
     "Timeouts",
     "TooManyMatches",
     "UserIdentity",
+    "Users",
+    "WebTokens",
     "__version__",
     "associate",
     "contexts_for",

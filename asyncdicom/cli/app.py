@@ -22,6 +22,7 @@ _COMMANDS: tuple[Callable[..., int], ...] = (
     commands.probe,
     commands.serve,
     commands.check_config,
+    commands.hash_passcode,
     commands.verify,
     commands.simulate,
     commands.demo,

@@ -181,6 +181,24 @@ def check_config(
     return command(file, json)
 
 
+def hash_passcode(
+    name: Annotated[str, Parameter(help="The user name.")],
+    /,
+) -> int:
+    """Make a line for the file of users, [scp] user_identity users_file, from a passcode.
+
+    The passcode is asked for on a terminal, without showing it, or read from standard input: one line.
+
+    For example:
+
+        asyncdicom hash-passcode ct1 >> users
+        pass show dicom/ct1 | asyncdicom hash-passcode ct1 >> users
+    """
+    from asyncdicom.cli.passcode import hash_passcode as command
+
+    return command(name)
+
+
 def verify(
     *,
     config: Annotated[

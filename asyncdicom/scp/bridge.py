@@ -17,7 +17,7 @@ import anyio
 from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA, UserIdentityNegotiation
 from pynetdicom.presentation import PresentationContext as RawContext
 from pynetdicom.transport import AddressInformation
 
@@ -29,8 +29,10 @@ from asyncdicom.association.workers import workers
 from asyncdicom.background import to_its_end
 from asyncdicom.elements import Buffer
 from asyncdicom.errors import ProtocolError
+from asyncdicom.modality import UserIdentity
 from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
+from asyncdicom.scp.identity import NOT_BELIEVED, response_to
 from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.scp.services import MAX_DATASET, PROCESSING_FAILURE, RESOURCE_LIMITATION, Answer, Operation, Service
@@ -201,6 +203,9 @@ class ServedAssociation(HardenedAssociation):
             self.dul.join(1.0)
             return
         try:
+            if self.door.identities is not None and not self._identify(asked.user_identity):
+                self.dul.join(1.0)
+                return
             results = results_of(asked.contexts, self.door.contexts, self.door.promiscuous, self.door.sop_classes)
             proposed = request.presentation_context_definition_list
             self.acceptor.supported_contexts = _supported(proposed, results, self.door.sop_classes)
@@ -215,6 +220,24 @@ class ServedAssociation(HardenedAssociation):
                 self._tell(self.door.closed, self.peer, self._ending())
         finally:
             self.door.leave()
+
+    def _identify(self, identity: UserIdentity | None) -> bool:
+        """Have a user identity verified; False when it was rejected, or the service gave up."""
+        refusal = self._have_handled(self.door.identify(identity), ("user_identity", NOT_BELIEVED))
+        if self._gave_up:
+            return False
+        if refusal is not None:
+            reason, answer = refusal
+            self.acse.send_reject(*answer)
+            self._tell(self.door.refused, reason, self.peer)
+            return False
+        response = response_to(identity, self.door.identities)
+        if response is not None:
+            # pynetdicom's own answers some types alone.
+            item = UserIdentityNegotiation()
+            item.server_response = response
+            self.acceptor.add_negotiation_item(item)
+        return True
 
     def _ending(self) -> str | None:
         """Why it was aborted; None after a release."""

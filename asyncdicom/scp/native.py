@@ -19,6 +19,7 @@ from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.errors import ProtocolError
 from asyncdicom.scp.access import common_name
 from asyncdicom.scp.contexts import results_of
+from asyncdicom.scp.identity import response_to
 from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.scp.services import MAX_DATASET, RESOURCE_LIMITATION, Answer, Operation, Service
@@ -385,11 +386,21 @@ class ServedAssociation(asyncio.Protocol):
             self._door.refused(reason, peer)
             self._reject(answer)
             return False
-        if self._ending is not None:
-            self._door.leave()
-            return False
-        self._accept(request)
-        return True
+        is_accepted = False
+        try:
+            if self._door.identities is not None:
+                refusal = await self._door.identify(request.user_identity)
+            if self._ending is None and refusal is not None:
+                reason, answer = refusal
+                self._door.refused(reason, peer)
+                self._reject(answer)
+            elif self._ending is None:
+                self._accept(request)
+                is_accepted = True
+        finally:
+            if not is_accepted:
+                self._door.leave()
+        return is_accepted
 
     def _accept(self, request: AssociateRequest) -> None:
         door = self._door
@@ -409,6 +420,7 @@ class ServedAssociation(asyncio.Protocol):
             # Offered a window of operations, we answer 1/1: some senders pipeline without limit until told so.
             asynchronous_operations=None if request.asynchronous_operations is None else (1, 1),
             roles=tuple(role for role in request.roles if role.sop_class in door.sop_classes),
+            user_identity_response=response_to(request.user_identity, door.identities),
         )
         self._write(negotiation.encode_accept(accept))
         self._is_established = True

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from asyncdicom.modality import UserIdentity
 from asyncdicom.observe import Observer
 from asyncdicom.scp import access as access_module
 from asyncdicom.scp.access import Access
+from asyncdicom.scp.identity import Identities, IdentityVerification
 from asyncdicom.scp.ingest import Ingest
 from asyncdicom.scp.services import Service
 from asyncdicom.upper_layer.context import PresentationContext
@@ -68,6 +70,8 @@ class Door:
     bind: dict[str, frozenset[str]]
     contexts: Sequence[PresentationContext] | None = None
     services: Mapping[tuple[str, int], Service] = field(default_factory=dict)
+    identities: Identities | None = None
+    verification: IdentityVerification = field(default_factory=IdentityVerification, repr=False)
     draining: bool = False
     count: int = 0
     serving: set[Serving] = field(default_factory=set)
@@ -97,6 +101,13 @@ class Door:
                 return "limit", access_module.LOCAL_LIMIT_EXCEEDED
             self._admitted += 1
         return None
+
+    async def identify(self, identity: UserIdentity | None) -> tuple[str, tuple[int, int, int]] | None:
+        """Whether a request for association that was let in is rejected for its user identity (PS3.7 D.3.3.7).
+
+        :return: as :meth:`decide`; who is rejected has to leave
+        """
+        return None if self.identities is None else await self.verification.judge(self.identities, identity)
 
     def leave(self) -> None:
         """One that was let in is gone. Called from any thread."""

@@ -26,6 +26,7 @@ from asyncdicom.modality import Engine, check_ae_title
 from asyncdicom.observe import NULL_OBSERVER, Observer
 from asyncdicom.scp.access import Access, ServerTLS, common_name
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION, Handler, sink_of
+from asyncdicom.scp.identity import Identities
 from asyncdicom.scp.ingest import ByteBudget, Ingest
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.scp.services import Service
@@ -79,6 +80,7 @@ class StorageSCP:
     :param budget: bytes of datasets that may be in memory at once
     :param contexts: accept these presentation contexts alone
     :param services: what is answered besides, such as storage commitment; whoever made them enters and leaves them
+    :param identities: which user identities are believed; None asks for none, and believes none
     :param observer: told what happens
     :raises ConfigurationError: when it would listen beyond loopback without knowing who may in, or a value is wrong
     """
@@ -106,6 +108,7 @@ class StorageSCP:
         budget: int = 256 << 20,
         contexts: Sequence[PresentationContext] | None = None,
         services: Sequence[Service] = (),
+        identities: Identities | None = None,
         observer: Observer = NULL_OBSERVER,
     ) -> None:
         if not 0 <= port <= 65_535:
@@ -136,6 +139,7 @@ class StorageSCP:
             bind={} if tls is None else {name: frozenset(titles) for name, titles in tls.bind.items()},
             contexts=contexts,
             services={service.answers: service for service in services},
+            identities=identities,
         )
         self._half_open = 0
         self._listeners: list[socket.socket] = []
@@ -165,6 +169,7 @@ class StorageSCP:
             self._close_listeners()
             # Its threads may be in a handler of the user's that never ends; nobody waits for those.
             self._executor.shutdown(wait=False, cancel_futures=True)
+            self._door.verification.close()
 
     def _bind(self) -> list[socket.socket]:
         listeners: list[socket.socket] = []
@@ -215,6 +220,15 @@ class StorageSCP:
     def access(self, access: Access) -> None:
         access.check_binding(self.host)
         self._door.access = access
+
+    @property
+    def identities(self) -> Identities | None:
+        """Which user identities are believed; replacing it counts from the next request on."""
+        return self._door.identities
+
+    @identities.setter
+    def identities(self, identities: Identities | None) -> None:
+        self._door.identities = identities
 
     async def drain(self) -> None:
         """Accept nothing new, finish what is under way, then abort what is left.

@@ -40,6 +40,9 @@ from asyncdicom.fleet.tables import (
     validate,
 )
 from asyncdicom.modality import Engine, Modality, is_loopback
+from asyncdicom.scp.identity import Identities
+from asyncdicom.scp.users import Users
+from asyncdicom.scp.web_token import WebTokens
 
 __all__ = ["Config", "ConfigurationErrors", "check", "load"]
 
@@ -117,6 +120,16 @@ class ServerTLSTable(Table):
     )
 
 
+class ServerIdentityTable(Table):
+    """``[scp] user_identity``: who may in by user identity (PS3.7 D.3.3.7)."""
+
+    users_file: ExistingFile = Field(default=None, description="a file with a user name and the hash of its passcode a line")
+    required: bool = Field(default=True, description=_TRUTH)
+    jwt_key_file: ExistingFile = Field(default=None, description="a file with the public key of who signs JSON web tokens")
+    jwt_audience: str = Field(default="", description='whom tokens must be meant for, such as "dicom-archive"')
+    jwt_issuer: str = Field(default="", description='whom tokens must come from, such as "https://login.example"')
+
+
 class AllowTable(Table):
     """``[[scp.allow]]``: who may call us."""
 
@@ -144,6 +157,9 @@ class ScpTable(Table):
     promiscuous: bool = Field(default=True, description=_TRUTH)
     tls: ServerTLSTable | None = Field(
         default=None, description='a table such as { certificate = "tls/cert.pem", key = "tls/key.pem" }'
+    )
+    user_identity: ServerIdentityTable | None = Field(
+        default=None, description='a table such as { users_file = "users", required = true }'
     )
     allow: Annotated[tuple[AllowTable, ...], Field(strict=False)] = Field(
         default=(), description="an array of tables, [[scp.allow]] with two brackets"
@@ -242,6 +258,7 @@ class Config:
     :ivar modality: every modality, those of CSV files included
     :ivar token: the content of ``web.token_file``
     :ivar event_keys: for each target of events what signs what is sent to it, from its ``secret_file``; None without one
+    :ivar identities: the content of the files of ``scp.user_identity``
     """
 
     path: Path | None
@@ -256,6 +273,7 @@ class Config:
     modality: tuple[Modality, ...]
     token: str | None = field(default=None, repr=False)
     event_keys: tuple[bytes | None, ...] = field(default=(), repr=False)
+    identities: Identities | None = None
 
     @property
     def archive_directory(self) -> Path | None:
@@ -319,6 +337,8 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
     errors += wrong
     event_keys, wrong = _events(raw, base)
     errors += wrong
+    identities, wrong = _identities(raw, base)
+    errors += wrong
     if errors or tables is None:
         raise ConfigurationErrors(errors)
     return Config(
@@ -334,6 +354,7 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
         modality=modalities,
         token=token,
         event_keys=event_keys,
+        identities=identities,
     )
 
 
@@ -444,3 +465,38 @@ def _token(raw: Mapping[str, Any], base: Path) -> tuple[str | None, list[Configu
     if not token.isprintable() or len(token.split()) != 1:
         return None, [ConfigurationError("web.token_file", written, "the file has to hold one word, the token")]
     return token, []
+
+
+def _identities(raw: Mapping[str, Any], base: Path) -> tuple[Identities | None, list[ConfigurationError]]:
+    prefix = "scp.user_identity"
+    table = _table(raw, "scp").get("user_identity")
+    if not isinstance(table, dict):
+        return None, []
+    users: Users | None = None
+    tokens: WebTokens | None = None
+    errors = []
+    if not table.get("users_file") and not table.get("jwt_key_file"):
+        remedy = "nobody could prove anything: give users_file, or jwt_key_file, or both"
+        errors.append(ConfigurationError(f"{prefix}.users_file", MISSING, remedy))
+    said = [key for key in ("jwt_audience", "jwt_issuer") if table.get(key)]
+    if said and not table.get("jwt_key_file"):
+        remedy = f"{said[0]} is said of tokens: say who signs them"
+        errors.append(ConfigurationError(f"{prefix}.jwt_key_file", MISSING, remedy))
+    try:
+        if (path := _file(table, "users_file", base)) is not None:
+            users = Users.read(path, f"{prefix}.users_file")
+        if (path := _file(table, "jwt_key_file", base)) is not None:
+            audience, issuer = (str(table.get(key) or "") or None for key in ("jwt_audience", "jwt_issuer"))
+            tokens = WebTokens.read(path, audience=audience, issuer=issuer, setting=f"{prefix}.jwt_key_file")
+    except ConfigurationError as error:
+        errors.append(error)
+    return Identities(users, tokens, table.get("required", True) is True), errors
+
+
+def _file(table: Mapping[str, Any], key: str, base: Path) -> Path | None:
+    """A file that is named and there; what is wrong with others is known by then."""
+    written = table.get(key)
+    if not isinstance(written, str) or not written or "\0" in written:
+        return None
+    path = base / written
+    return path if path.is_file() and os.access(path, os.R_OK) else None

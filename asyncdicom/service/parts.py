@@ -24,7 +24,7 @@ from asyncdicom.scp.server import StorageSCP
 from asyncdicom.service.config import Config, ScpTable
 
 # What a reload changes; the rest of the file is read when the service starts.
-_RELOADED = {"scp": {"allow", "accept_any"}, "web": {"token_file"}}
+_RELOADED = {"scp": {"allow", "accept_any", "user_identity"}, "web": {"token_file"}}
 
 
 def make_archive(config: Config, observer: Observer) -> Archive | None:
@@ -80,6 +80,7 @@ def make_scp(
         drain_timeout=scp.drain_timeout,
         promiscuous=scp.promiscuous,
         services=[] if commitment is None else [commitment],
+        identities=config.identities,
         observer=observer,
     )
 

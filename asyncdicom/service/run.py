@@ -291,7 +291,7 @@ class Service:
             return await probe(fleet, modality, module, timeout or self._config.fleet.deadline or DEFAULT_TIMEOUT)
 
     async def reload(self) -> list[str]:
-        """Read the configuration again: modalities, fleet, sweeps, the allow list and the token. Associations go on.
+        """Read the configuration again: modalities, fleet, sweeps, the allow list, the users and the token. Associations go on.
 
         :return: its mistakes; with any, the old one stays
         """
@@ -329,8 +329,9 @@ class Service:
         if self._scp is not None and running.scp is not None and wanted.scp is not None:
             # First, because it can refuse: the listener stays where it is, whatever the new file says of its host.
             self._scp.access = parts.make_access(wanted.scp)
-            allowed = {"allow": wanted.scp.allow, "accept_any": wanted.scp.accept_any}
-            config = replace(config, scp=running.scp.model_copy(update=allowed))
+            self._scp.identities = wanted.identities
+            at_once = {key: getattr(wanted.scp, key) for key in ("allow", "accept_any", "user_identity")}
+            config = replace(config, scp=running.scp.model_copy(update=at_once))
         if (config.fleet, config.modality) != (running.fleet, running.modality):
             await self._fleets.replace(parts.make_fleet(config, self._observer))
             for modality in running.modality:

@@ -10,7 +10,20 @@ from asyncdicom import __version__
 from tests.cli.conftest import Run
 from tests.peers.running import run_program_async
 
-COMMANDS = ("echo", "find", "move", "get", "send", "probe", "serve", "check-config", "verify", "simulate", "demo")
+COMMANDS = (
+    "echo",
+    "find",
+    "move",
+    "get",
+    "send",
+    "probe",
+    "serve",
+    "check-config",
+    "hash-passcode",
+    "verify",
+    "simulate",
+    "demo",
+)
 
 # What a command needs only when it does its work.
 HEAVY = ("pynetdicom", "pydicom", "pydantic", "anyio", "asyncio", "starlette", "uvicorn", "prometheus_client", "rich.live")

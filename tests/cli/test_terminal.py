@@ -26,6 +26,7 @@ class Terminal:
     """A command with a terminal of 110 columns."""
 
     process: asyncio.subprocess.Process
+    descriptor: int
     screen: bytearray = field(default_factory=bytearray)
 
     @property
@@ -39,6 +40,10 @@ class Terminal:
             while what not in self.text:
                 await asyncio.sleep(0.05)
 
+    def types(self, text: str) -> None:
+        """Type something."""
+        os.write(self.descriptor, text.encode())
+
     async def ends(self) -> int:
         """Return the exit status."""
         return await asyncio.wait_for(self.process.wait(), 20)
@@ -51,9 +56,11 @@ async def terminal(folder: Path, *words: str) -> AsyncIterator[Terminal]:
     process = await asyncio.create_subprocess_exec(
         PROGRAM, *words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder,
         env={**os.environ, "COLUMNS": "110", "LINES": "40", "TERM": "xterm-256color", "ASYNCDICOM_CONFIG": ""},
+        # Whoever runs the tests has a terminal, too, and it is not that one which shall be asked.
+        start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
-    shown = Terminal(process)
+    shown = Terminal(process, ours)
 
     def read() -> None:
         try:

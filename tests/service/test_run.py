@@ -19,6 +19,7 @@ import anyio
 import httpx
 import pytest
 
+from asyncdicom import AssociationRejected, HashedPasscode, UserIdentity
 from asyncdicom.testing import Wire, synthetic_instance
 from asyncdicom.testing.content import HeldInstance
 from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
@@ -245,3 +246,32 @@ sys.exit(serve(Path(sys.argv[1]), log_format='json'))
     result = run(tmp_path / "a.toml", program)
     assert time.monotonic() - started < 10
     assert "Timeout" in result.stderr
+
+
+async def test_sighup_reads_the_users_again_and_a_wrong_line_keeps_the_old_ones(tmp_path: Path) -> None:
+    users = anyio.Path(tmp_path / "users")
+    old, new = await anyio.to_thread.run_sync(lambda: [HashedPasscode.make(passcode) for passcode in (b"old", b"new")])
+    await users.write_text(f"ct1:{old}\n")
+    text = SCP.format(drain=1).replace("[archive]", 'user_identity = { users_file = "users" }\n[archive]')
+    async with running(tmp_path / "a.toml", text) as service:
+        address = await service.logged("the storage SCP listens")
+
+        async def is_in(passcode: bytes) -> bool:
+            async with await Wire.connect(address["host"], address["port"]) as wire:
+                try:
+                    await wire.associate(user_identity=UserIdentity("username+passcode", b"ct1", passcode))
+                except AssociationRejected:
+                    return False
+                return await wire.release()
+
+        assert [await is_in(b"old"), await is_in(b"new")] == [True, False]
+        await users.write_text(f"ct1:{new}\n")
+        service.tell(signal.SIGHUP)
+        await service.logged("reloaded")
+        assert [await is_in(b"old"), await is_in(b"new")] == [False, True]
+        await users.write_text("ct1:hunter2\n")
+        service.tell(signal.SIGHUP)
+        record = await service.logged("the new configuration has a mistake, and the old one stays")
+        assert record["mistake"].startswith("scp.user_identity.users_file")
+        assert await is_in(b"new")
+    assert "hunter2" not in json.dumps(service.records)
