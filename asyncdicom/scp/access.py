@@ -7,11 +7,17 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import check_ae_title, is_loopback
 
+# What a peer may do: C-ECHO, C-STORE, and N-ACTION of the Storage Commitment Push Model SOP class.
+OperationName = Literal["echo", "store", "commit"]
+EVERY_OPERATION: frozenset[OperationName] = frozenset(get_args(OperationName))
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # A-ASSOCIATE-RJ as result, source, reason/diagnostic (PS3.8 Table 9-21).
 CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
@@ -26,16 +32,23 @@ class AllowRule:
 
     :ivar ae_title: its calling AE title; None for any
     :ivar networks: where it may come from; none for anywhere
+    :ivar operations: what it may do
     """
 
     ae_title: str | None = None
     networks: tuple[Network, ...] = ()
+    operations: frozenset[OperationName] = EVERY_OPERATION
 
     @classmethod
-    def parse(cls, ae_title: str | None = None, networks: Iterable[str] = ()) -> AllowRule:
+    def parse(
+        cls,
+        ae_title: str | None = None,
+        networks: Iterable[str] = (),
+        operations: Iterable[OperationName] = EVERY_OPERATION,
+    ) -> AllowRule:
         """Make a rule of text.
 
-        :raises ConfigurationError: when a network or the AE title is not one
+        :raises ConfigurationError: when a network, the AE title or an operation is not one
         """
         parsed = []
         for text in networks:
@@ -43,9 +56,17 @@ class AllowRule:
                 parsed.append(ipaddress.ip_network(text))
             except ValueError as error:
                 raise ConfigurationError("networks", text, f"a network such as 10.1.0.0/16 ({error})") from None
-        return cls(check_ae_title(ae_title) if ae_title else None, tuple(parsed))
+        wanted = frozenset(operations)
+        if not wanted or wanted - EVERY_OPERATION:
+            remedy = f"some of {', '.join(sorted(EVERY_OPERATION))}: who may do nothing needs no rule"
+            raise ConfigurationError("operations", sorted(wanted), remedy)
+        return cls(check_ae_title(ae_title) if ae_title else None, tuple(parsed), wanted)
 
-    def admits_address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    def admits(self, calling_ae_title: str, address: Address) -> bool:
+        """Whether all that the rule names holds."""
+        return self.ae_title in (None, calling_ae_title) and self.admits_address(address)
+
+    def admits_address(self, address: Address) -> bool:
         """Whether the address is in one of the networks."""
         return not self.networks or any(address.version == network.version and address in network for network in self.networks)
 
@@ -108,15 +129,24 @@ class Access:
         """Whether a connection from an address is served at all."""
         if not self.rules or self.accept_any:
             return True
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = _parsed(address)
         return any(rule.admits_address(parsed) for rule in self.rules)
 
     def admits(self, calling_ae_title: str, address: str) -> bool:
         """Whether a calling AE title from an address may associate."""
+        return bool(self.operations(calling_ae_title, address))
+
+    def operations(self, calling_ae_title: str, address: str) -> frozenset[OperationName]:
+        """What a calling AE title from an address may do: all that any of the rules that hold for it says."""
         if not self.rules or self.accept_any:
-            return True
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-        return any(rule.ae_title in (None, calling_ae_title) and rule.admits_address(parsed) for rule in self.rules)
+            return EVERY_OPERATION
+        parsed = _parsed(address)
+        rules = [rule.operations for rule in self.rules if rule.admits(calling_ae_title, parsed)]
+        return frozenset().union(*rules)
+
+
+def _parsed(address: str) -> Address:
+    return ipaddress.ip_address(address.partition("%")[0])
 
 
 def common_name(certificate: Mapping[str, object] | None) -> str | None:

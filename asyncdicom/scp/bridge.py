@@ -21,7 +21,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA, UserIdentityNegotiati
 from pynetdicom.presentation import PresentationContext as RawContext
 from pynetdicom.transport import AddressInformation
 
-from asyncdicom.association.hardened import HardenedAssociation, HardenedDIMSE
+from asyncdicom.association.hardened import HardenedACSE, HardenedAssociation, HardenedDIMSE
 from asyncdicom.association.hardened_socket import Fault, HardenedSocket, Pace
 from asyncdicom.association.primitives import to_primitive
 from asyncdicom.association.received import Received
@@ -30,10 +30,9 @@ from asyncdicom.background import to_its_end
 from asyncdicom.elements import Buffer
 from asyncdicom.errors import ProtocolError
 from asyncdicom.modality import UserIdentity
-from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
 from asyncdicom.scp.identity import NOT_BELIEVED, response_to
-from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
+from asyncdicom.scp.requests import CANNOT_UNDERSTAND, NOT_AUTHORIZED, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.scp.services import MAX_DATASET, PROCESSING_FAILURE, RESOURCE_LIMITATION, Answer, Operation, Service
 from asyncdicom.upper_layer import message as dimse
@@ -107,6 +106,22 @@ class ServedDIMSE(HardenedDIMSE):
         super().deliver(message)
 
 
+class ServedACSE(HardenedACSE):
+    """Says so when a presentation context is refused because of who asks.
+
+    :ivar forbidden: the IDs of the contexts that are refused so
+    """
+
+    forbidden: Container[int] = ()
+
+    def send_accept(self) -> None:
+        """Send the A-ASSOCIATE-AC."""
+        for context in self.assoc.rejected_contexts:
+            if context.context_id in self.forbidden:
+                context.result = int(Result.USER_REJECTION)
+        super().send_accept()
+
+
 class ServedAssociation(HardenedAssociation):
     """An accepted association.
 
@@ -116,6 +131,7 @@ class ServedAssociation(HardenedAssociation):
     :param loop: where the handlers run
     """
 
+    acse: ServedACSE
     dimse: ServedDIMSE
 
     def __init__(self, ae: ApplicationEntity, door: Door, peer: ServedPeer, loop: asyncio.AbstractEventLoop) -> None:
@@ -126,6 +142,7 @@ class ServedAssociation(HardenedAssociation):
         self._handling: concurrent.futures.Future[Any] | None = None
         self._gave_up = False
         super().__init__(ae, "acceptor", max_object_size=door.max_object_size)
+        self.acse = ServedACSE(self)
         self.daemon = True
         self.name = "AcceptorThread@asyncdicom"
         self.bind(evt.EVT_ASYNC_OPS, _one_operation_at_a_time)
@@ -206,9 +223,10 @@ class ServedAssociation(HardenedAssociation):
             if self.door.identities is not None and not self._identify(asked.user_identity):
                 self.dul.join(1.0)
                 return
-            results = results_of(asked.contexts, self.door.contexts, self.door.promiscuous, self.door.sop_classes)
+            results = self.door.results_of(asked.contexts, self.peer)
             proposed = request.presentation_context_definition_list
             self.acceptor.supported_contexts = _supported(proposed, results, self.door.sop_classes)
+            self.acse.forbidden = {one.context_id for one in results if one.result == Result.USER_REJECTION}
             self.acse.negotiate_association()
             if not self.is_established:
                 return
@@ -280,6 +298,9 @@ class ServedAssociation(HardenedAssociation):
                 status = status_without_instance(msg.command, str(context.abstract_syntax))
             elif "MessageID" not in msg.command:
                 raise ProtocolError("what cannot be answered is not kept")
+            elif "store" not in self.peer.operations:
+                # It gets no context for it, but can send a C-STORE on any other one.
+                status = NOT_AUTHORIZED
             elif msg.data and names_instance(msg.command):
                 status = self._take(msg.command, msg.data, str(context.transfer_syntax[0]))
             else:
@@ -425,7 +446,7 @@ def _supported(proposed: Iterable[RawContext], results: Iterable[ContextResult],
         context._transfer_syntax = [chosen]
         if answer.result == Result.TRANSFER_SYNTAXES_NOT_SUPPORTED:
             context.abstract_syntax = _WITHOUT_SYNTAX
-        if answer.result != Result.ABSTRACT_SYNTAX_NOT_SUPPORTED:
+        if answer.result not in (Result.ABSTRACT_SYNTAX_NOT_SUPPORTED, Result.USER_REJECTION):
             ours = supported.setdefault(str(context.abstract_syntax), RawContext())
             ours.abstract_syntax = context.abstract_syntax
             if str(context.abstract_syntax) in services:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from pydicom.uid import UID, UID_dictionary
 from pynetdicom.service_class import NonPatientObjectStorageServiceClass, ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from asyncdicom.association.commitment import PUSH_MODEL
+from asyncdicom.scp.access import EVERY_OPERATION, OperationName
 from asyncdicom.upper_layer.context import UNCOMPRESSED, VERIFICATION, PresentationContext
-from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext, negotiate
+from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext, Result, negotiate
 
 
 class _Everything:
@@ -29,9 +32,36 @@ def results_of(
     contexts: Sequence[PresentationContext] | None,
     promiscuous: bool,
     services: Container[str] = (),
+    operations: frozenset[OperationName] = EVERY_OPERATION,
 ) -> tuple[ContextResult, ...]:
-    """What becomes of each context of a request for association; the parameters are those of :func:`transfer_syntaxes_of`."""
-    return negotiate(proposed, lambda abstract_syntax: transfer_syntaxes_of(abstract_syntax, contexts, promiscuous, services))
+    """What becomes of each context of a request for association; see :func:`transfer_syntaxes_of`, too.
+
+    :param operations: what the peer may do; contexts for anything else that we would take are refused as user rejection
+    """
+    proposed = tuple(proposed)
+    results = negotiate(
+        proposed, lambda abstract_syntax: transfer_syntaxes_of(abstract_syntax, contexts, promiscuous, services)
+    )
+    if operations == EVERY_OPERATION:
+        return results
+    forbidden = {
+        context.context_id for context in proposed if operation_of(context.abstract_syntax, services) not in (None, *operations)
+    }
+    return tuple(
+        replace(result, result=int(Result.USER_REJECTION))
+        if result.context_id in forbidden and result.result == Result.ACCEPTANCE
+        else result
+        for result in results
+    )
+
+
+def operation_of(abstract_syntax: str, services: Container[str] = ()) -> OperationName | None:
+    """What an abstract syntax that is taken serves; None for what no rule speaks of."""
+    if abstract_syntax == VERIFICATION:
+        return "echo"
+    if abstract_syntax in services:
+        return "commit" if abstract_syntax == PUSH_MODEL else None
+    return "store"
 
 
 def transfer_syntaxes_of(

@@ -18,9 +18,8 @@ from asyncdicom.association.received import Received
 from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.errors import ProtocolError
 from asyncdicom.scp.access import common_name
-from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.identity import response_to
-from asyncdicom.scp.requests import CANNOT_UNDERSTAND, names_instance, status_without_instance
+from asyncdicom.scp.requests import CANNOT_UNDERSTAND, NOT_AUTHORIZED, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.scp.services import MAX_DATASET, RESOURCE_LIMITATION, Answer, Operation, Service
 from asyncdicom.upper_layer import message as dimse
@@ -404,13 +403,14 @@ class ServedAssociation(asyncio.Protocol):
 
     def _accept(self, request: AssociateRequest) -> None:
         door = self._door
-        results = results_of(request.contexts, door.contexts, door.promiscuous, door.sop_classes)
+        results = door.results_of(request.contexts, self._peer)
         syntaxes = {context.context_id: context.abstract_syntax for context in request.contexts}
         self._contexts = {
             result.context_id: (syntaxes[result.context_id], result.transfer_syntax)
             for result in results
             if result.result == negotiation.Result.ACCEPTANCE
         }
+        agreed = {sop_class for sop_class, _ in self._contexts.values()}
         self._max_length = request.max_length
         accept = AssociateAccept(
             called_ae_title=request.called_ae_title,
@@ -419,7 +419,7 @@ class ServedAssociation(asyncio.Protocol):
             max_length=door.max_pdu,
             # Offered a window of operations, we answer 1/1: some senders pipeline without limit until told so.
             asynchronous_operations=None if request.asynchronous_operations is None else (1, 1),
-            roles=tuple(role for role in request.roles if role.sop_class in door.sop_classes),
+            roles=tuple(role for role in request.roles if role.sop_class in door.sop_classes and role.sop_class in agreed),
             user_identity_response=response_to(request.user_identity, door.identities),
         )
         self._write(negotiation.encode_accept(accept))
@@ -547,7 +547,7 @@ class ServedAssociation(asyncio.Protocol):
         if self._arriving is None:
             context = self._contexts.get(message.context_id)
             command = message.command
-            is_store = command.field == CommandField.C_STORE_RQ and "MessageID" in command
+            is_store = command.field == CommandField.C_STORE_RQ and "MessageID" in command and self._may_store
             if context is None or not is_store or not names_instance(command):
                 # It will be answered as what it is; until then it is read and forgotten.
                 self._has_forgotten = True
@@ -555,8 +555,16 @@ class ServedAssociation(asyncio.Protocol):
             self._arriving = self._door.ingest.begin(self._received(message, context[1]))
         await self._arriving.append(parts)
 
+    @property
+    def _may_store(self) -> bool:
+        # Whoever may not gets no context for it, but can send a C-STORE on any other one.
+        return "store" in self._peer.operations
+
     async def _store(self, message: Message, transfer_syntax: str, arrived: float) -> int:
         ingest = self._door.ingest
+        if not self._may_store:
+            self._has_forgotten = False
+            return NOT_AUTHORIZED
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             try:

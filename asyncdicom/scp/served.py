@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncdicom.modality import UserIdentity
 from asyncdicom.observe import Observer
 from asyncdicom.scp import access as access_module
-from asyncdicom.scp.access import Access
+from asyncdicom.scp.access import EVERY_OPERATION, Access, OperationName
+from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.identity import Identities, IdentityVerification
 from asyncdicom.scp.ingest import Ingest
 from asyncdicom.scp.services import Service
 from asyncdicom.upper_layer.context import PresentationContext
+from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext
 
 
 @dataclass(slots=True)
@@ -26,12 +28,14 @@ class ServedPeer:
     :ivar common_name: of its certificate, when it showed one
     :ivar calling_ae_title: as it calls itself
     :ivar called_ae_title: as it calls us
+    :ivar operations: what it may do, once its request was answered
     """
 
     address: str
     common_name: str | None = None
     calling_ae_title: str = ""
     called_ae_title: str = ""
+    operations: frozenset[OperationName] = EVERY_OPERATION
 
 
 class Serving(Protocol):
@@ -108,6 +112,11 @@ class Door:
         :return: as :meth:`decide`; who is rejected has to leave
         """
         return None if self.identities is None else await self.verification.judge(self.identities, identity)
+
+    def results_of(self, proposed: Iterable[ProposedContext], peer: ServedPeer) -> tuple[ContextResult, ...]:
+        """What becomes of each presentation context of a peer that is let in; from now on it is held to what it may do."""
+        peer.operations = self.access.operations(peer.calling_ae_title, peer.address)
+        return results_of(proposed, self.contexts, self.promiscuous, self.sop_classes, peer.operations)
 
     def leave(self) -> None:
         """One that was let in is gone. Called from any thread."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -40,6 +40,7 @@ from asyncdicom.fleet.tables import (
     validate,
 )
 from asyncdicom.modality import Engine, Modality, is_loopback
+from asyncdicom.scp.access import OperationName
 from asyncdicom.scp.identity import Identities
 from asyncdicom.scp.users import Users
 from asyncdicom.scp.web_token import WebTokens
@@ -136,6 +137,9 @@ class AllowTable(Table):
     ae_title: AETitle | None = Field(default=None, description="the calling AE title: 1 to 16 characters")
     networks: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(strict=False)] = Field(
         default=(), description='an array of networks, such as ["10.1.0.0/16"]'
+    )
+    operations: Annotated[tuple[OperationName, ...], Field(strict=False)] = Field(
+        default=get_args(OperationName), description='an array of "store", "echo", "commit"'
     )
 
 
@@ -380,6 +384,9 @@ def _listeners(raw: Mapping[str, Any]) -> list[ConfigurationError]:
     for index, rule in enumerate(_tables(scp, "allow")):
         if not rule.get("ae_title") and not rule.get("networks"):
             errors.append(ConfigurationError(f"scp.allow[{index}]", MISSING, "give ae_title, or networks, or both"))
+        if rule.get("operations") == []:
+            remedy = "who may do nothing needs no rule: leave the rule out, or name some"
+            errors.append(ConfigurationError(f"scp.allow[{index}].operations", [], remedy))
     tls = _table(scp, "tls")
     for one, other in (("certificate", "key"), ("key", "certificate")):
         if tls.get(one) and not tls.get(other):

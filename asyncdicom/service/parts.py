@@ -87,7 +87,8 @@ def make_scp(
 
 def make_access(scp: ScpTable) -> Access:
     """Who may in."""
-    return Access((AllowRule.parse(rule.ae_title, rule.networks) for rule in scp.allow), accept_any=scp.accept_any)
+    rules = (AllowRule.parse(rule.ae_title, rule.networks, rule.operations) for rule in scp.allow)
+    return Access(rules, accept_any=scp.accept_any)
 
 
 def make_fleet(config: Config, observer: Observer) -> Fleet:
