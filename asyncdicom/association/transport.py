@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio
 
+from asyncdicom.association.tls_profile import apply_profile
 from asyncdicom.errors import ConfigurationError, ConnectRefused, ConnectTimeout, ResolveFailed, TLSFailed
 from asyncdicom.modality import TLS, Modality
 from asyncdicom.outcome import Phases
@@ -281,7 +282,7 @@ def _client_context(tls: TLS, _stamps: tuple[tuple[int, int] | None, ...]) -> ss
     # The stamps are part of the key, so that a renewed certificate is taken without a restart.
     try:
         context = ssl.create_default_context(cafile=tls.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        apply_profile(context)
         if tls.certificate is not None:
             context.load_cert_chain(tls.certificate, tls.key)
     except (ssl.SSLError, OSError) as error:

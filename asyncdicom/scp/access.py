@@ -7,8 +7,9 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from asyncdicom.association.tls_profile import apply_profile
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import check_ae_title, is_loopback
 
@@ -78,7 +79,7 @@ class ServerTLS:
     :ivar certificate: our certificate chain
     :ivar key: its private key
     :ivar client_ca: authorities of client certificates; None asks for none
-    :ivar bind: common name of a client certificate to the calling AE titles that it may use
+    :ivar bind: common name or DNS name of a client certificate to the calling AE titles that it may use; case does not count
     """
 
     certificate: Path
@@ -92,7 +93,7 @@ class ServerTLS:
         :raises ConfigurationError: when a file is missing or is not what it should be
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        apply_profile(context)
         try:
             context.load_cert_chain(self.certificate, self.key)
             if self.client_ca is not None:
@@ -101,6 +102,13 @@ class ServerTLS:
         except (ssl.SSLError, OSError) as error:
             raise ConfigurationError("scp.tls", str(self.certificate), f"not usable: {error}") from error
         return context
+
+    def titles(self) -> dict[str, frozenset[str]]:
+        """The AE titles of each name, as :func:`certificate_names` has the names."""
+        titles: dict[str, frozenset[str]] = {}
+        for name, bound in self.bind.items():
+            titles[name.lower()] = titles.get(name.lower(), frozenset()) | frozenset(bound)
+        return titles
 
 
 class Access:
@@ -149,10 +157,13 @@ def _parsed(address: str) -> Address:
     return ipaddress.ip_address(address.partition("%")[0])
 
 
-def common_name(certificate: Mapping[str, object] | None) -> str | None:
-    """The common name of a peer's certificate, as :meth:`ssl.SSLSocket.getpeercert` gives it."""
-    for attributes in (certificate or {}).get("subject", ()):  # type: ignore[attr-defined]
-        for name, value in attributes:
-            if name == "commonName":
-                return str(value)
-    return None
+def certificate_names(certificate: Mapping[str, Any] | None) -> frozenset[str]:
+    """The names in a peer's certificate, as :meth:`ssl.SSLSocket.getpeercert` gives it: common names, and DNS names of
+    subjectAltName; in lower case.
+    """
+    if not certificate:
+        return frozenset()
+    subject = [pair for attributes in certificate.get("subject", ()) for pair in attributes]
+    names = [value for kind, value in subject if kind == "commonName"]
+    names += [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+    return frozenset(str(name).lower() for name in names)

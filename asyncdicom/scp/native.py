@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 import time
@@ -17,7 +16,8 @@ from asyncdicom.archive import Arriving
 from asyncdicom.association.received import Received
 from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.errors import ProtocolError
-from asyncdicom.scp.access import common_name
+from asyncdicom.scp.access import certificate_names
+from asyncdicom.scp.certificates import explain
 from asyncdicom.scp.identity import response_to
 from asyncdicom.scp.requests import CANNOT_UNDERSTAND, NOT_AUTHORIZED, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
@@ -27,8 +27,6 @@ from asyncdicom.upper_layer import negotiation, pdu
 from asyncdicom.upper_layer.message import Command, CommandField, Message, MessageReader
 from asyncdicom.upper_layer.negotiation import AssociateAccept, AssociateRequest
 from asyncdicom.upper_layer.pdu import PDU, PDV, PDUReader, PDUType
-
-logger = logging.getLogger(__name__)
 
 # A peer in the middle of a message has at most so long, in seconds, before its rate counts.
 _RATE_GRACE = 10.0
@@ -64,8 +62,7 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
             )
     except OSError as error:
         sock.close()
-        door.refused("tls", peer)
-        logger.info("a connection from %s ended before it began: %s", peer.address, type(error).__name__)
+        door.refused("tls", peer, explain(error))
         return
     except BaseException:
         sock.close()
@@ -140,7 +137,7 @@ class ServedAssociation(asyncio.Protocol):
         if hasattr(transport, "max_size"):
             transport.max_size = _READ
         self._socket = transport.get_extra_info("socket")
-        self._peer.common_name = common_name(transport.get_extra_info("peercert"))
+        self._peer.names = certificate_names(transport.get_extra_info("peercert"))
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -15,6 +15,7 @@ from asyncdicom.scp.access import EVERY_OPERATION, Access, OperationName
 from asyncdicom.scp.contexts import results_of
 from asyncdicom.scp.identity import Identities, IdentityVerification
 from asyncdicom.scp.ingest import Ingest
+from asyncdicom.scp.refusals import Refusals
 from asyncdicom.scp.services import Service
 from asyncdicom.upper_layer.context import PresentationContext
 from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext
@@ -25,14 +26,14 @@ class ServedPeer:
     """Who is there.
 
     :ivar address: its address
-    :ivar common_name: of its certificate, when it showed one
+    :ivar names: in its certificate, when it showed one
     :ivar calling_ae_title: as it calls itself
     :ivar called_ae_title: as it calls us
     :ivar operations: what it may do, once its request was answered
     """
 
     address: str
-    common_name: str | None = None
+    names: frozenset[str] = frozenset()
     calling_ae_title: str = ""
     called_ae_title: str = ""
     operations: frozenset[OperationName] = EVERY_OPERATION
@@ -80,6 +81,7 @@ class Door:
     count: int = 0
     serving: set[Serving] = field(default_factory=set)
     _admitted: int = 0
+    _refusals: Refusals = field(default_factory=Refusals, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @functools.cached_property
@@ -98,7 +100,7 @@ class Door:
             return "called_ae_title", access_module.CALLED_AE_TITLE_NOT_RECOGNIZED
         if not self.access.admits(peer.calling_ae_title, peer.address):
             return "calling_ae_title", access_module.CALLING_AE_TITLE_NOT_RECOGNIZED
-        if self.bind and peer.calling_ae_title not in self.bind.get(peer.common_name or "", frozenset()):
+        if self.bind and not any(peer.calling_ae_title in self.bind.get(name, ()) for name in peer.names):
             return "calling_ae_title", access_module.CALLING_AE_TITLE_NOT_RECOGNIZED
         with self._lock:
             if self._admitted >= self.max_associations:
@@ -123,8 +125,12 @@ class Door:
         with self._lock:
             self._admitted -= 1
 
-    def refused(self, reason: str, peer: ServedPeer) -> None:
-        """A peer was turned away."""
+    def refused(self, reason: str, peer: ServedPeer, detail: str = "") -> None:
+        """A peer was turned away.
+
+        :param detail: what is known besides the reason
+        """
+        self._refusals.tell(reason, peer.calling_ae_title, peer.address, detail)
         self.observer.scp_association_rejected(reason, peer.calling_ae_title, peer.address)
 
     def established(self, peer: ServedPeer) -> None:

@@ -24,7 +24,8 @@ from asyncdicom.background import BackgroundTasks
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import Engine, check_ae_title
 from asyncdicom.observe import NULL_OBSERVER, Observer
-from asyncdicom.scp.access import Access, ServerTLS, common_name
+from asyncdicom.scp.access import Access, ServerTLS, certificate_names
+from asyncdicom.scp.certificates import CurrentCertificate, explain
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION, Handler, sink_of
 from asyncdicom.scp.identity import Identities
 from asyncdicom.scp.ingest import ByteBudget, Ingest
@@ -117,7 +118,7 @@ class StorageSCP:
         access.check_binding(host)
         self.host = host
         self.port = port
-        self._tls = tls
+        self._certificate = None if tls is None else CurrentCertificate(tls)
         self._artim_timeout = artim_timeout
         self._drain_timeout = drain_timeout
         self._engine = resolve_engine(engine, _ENGINES)
@@ -136,7 +137,7 @@ class StorageSCP:
             idle_timeout=idle_timeout,
             min_rate=min_rate,
             promiscuous=promiscuous,
-            bind={} if tls is None else {name: frozenset(titles) for name, titles in tls.bind.items()},
+            bind={} if tls is None else tls.titles(),
             contexts=contexts,
             services={service.answers: service for service in services},
             identities=identities,
@@ -144,14 +145,12 @@ class StorageSCP:
         self._half_open = 0
         self._listeners: list[socket.socket] = []
         self._tasks = BackgroundTasks()
-        self._ssl: ssl.SSLContext | None = None
 
     # -- living -------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        if self._tls is not None:
-            self._ssl = await loop.run_in_executor(self._executor, self._tls.context)
+        if self._certificate is not None:
+            await self._certificate.open()
         self._listeners = self._bind()
         self.port = self._listeners[0].getsockname()[1]
         await self._tasks.__aenter__()
@@ -170,6 +169,8 @@ class StorageSCP:
             # Its threads may be in a handler of the user's that never ends; nobody waits for those.
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._door.verification.close()
+            if self._certificate is not None:
+                self._certificate.close()
 
     def _bind(self) -> list[socket.socket]:
         listeners: list[socket.socket] = []
@@ -229,6 +230,11 @@ class StorageSCP:
     @identities.setter
     def identities(self, identities: Identities | None) -> None:
         self._door.identities = identities
+
+    async def renew_certificate(self) -> None:
+        """Take the certificate anew if its files have changed; when they are broken, that is logged and the old one stays."""
+        if self._certificate is not None:
+            await self._certificate.renew()
 
     async def drain(self) -> None:
         """Accept nothing new, finish what is under way, then abort what is left.
@@ -316,22 +322,31 @@ class StorageSCP:
         deadline = time.monotonic() + self._artim_timeout
         try:
             if self._engine == "native":
-                await self._serve(self._door, sock, peer, deadline, self._ssl)
+                await self._serve(self._door, sock, peer, deadline, await self._context(sock))
             else:
                 await self._bridge(sock, peer, deadline)
         except Exception as error:
             logger.error("serving a connection from %s failed: %s", peer.address, type(error).__name__)
             logger.debug("traceback", exc_info=True)
 
+    async def _context(self, sock: socket.socket) -> ssl.SSLContext | None:
+        """The TLS context for a connection; the connection is closed when there is no getting it."""
+        try:
+            return None if self._certificate is None else await self._certificate.context()
+        except BaseException:
+            sock.close()
+            raise
+
     async def _bridge(self, sock: socket.socket, peer: ServedPeer, deadline: float) -> None:
         try:
-            if self._ssl is not None:
-                sock = await self._secure(sock, self._ssl, peer)
+            if self._certificate is not None:
+                sock = await self._secure(sock, await self._certificate.context(), peer)
             ready = await self._first_byte(sock, deadline)
         except OSError as error:
             sock.close()
-            self._door.refused("tls" if self._ssl is not None else "artim", peer)
-            logger.info("a connection from %s ended before it began: %s", peer.address, type(error).__name__)
+            # With TLS this is the handshake, or silence after it.
+            is_tls = self._certificate is not None and not isinstance(sock, ssl.SSLSocket)
+            self._door.refused("tls" if is_tls else "artim", peer, explain(error) if is_tls else "")
             return
         except BaseException:
             sock.close()
@@ -354,7 +369,7 @@ class StorageSCP:
                 raise
         finally:
             self._half_open -= 1
-        peer.common_name = common_name(secured.getpeercert())
+        peer.names = certificate_names(secured.getpeercert())
         return secured
 
     async def _first_byte(self, sock: socket.socket, deadline: float) -> bool:

@@ -330,6 +330,7 @@ class Service:
             # First, because it can refuse: the listener stays where it is, whatever the new file says of its host.
             self._scp.access = parts.make_access(wanted.scp)
             self._scp.identities = wanted.identities
+            await self._scp.renew_certificate()
             at_once = {key: getattr(wanted.scp, key) for key in ("allow", "accept_any", "user_identity")}
             config = replace(config, scp=running.scp.model_copy(update=at_once))
         if (config.fleet, config.modality) != (running.fleet, running.modality):

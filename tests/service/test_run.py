@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from asyncdicom import AssociationRejected, HashedPasscode, UserIdentity
 from asyncdicom.testing import Wire, synthetic_instance
 from asyncdicom.testing.content import HeldInstance
 from asyncdicom.upper_layer.context import VERIFICATION, PresentationContext
+from tests.peers.certificates import Certificates, Identity
 
 MAIN = "import sys; from pathlib import Path; from asyncdicom.service.run import serve"
 SERVE = f"{MAIN}; sys.exit(serve(Path(sys.argv[1]), log_format='json'))"
@@ -275,3 +278,27 @@ async def test_sighup_reads_the_users_again_and_a_wrong_line_keeps_the_old_ones(
         assert record["mistake"].startswith("scp.user_identity.users_file")
         assert await is_in(b"new")
     assert "hunter2" not in json.dumps(service.records)
+
+
+async def test_sighup_takes_a_certificate_that_was_replaced(tmp_path: Path, certificates: Certificates) -> None:
+    def put(identity: Identity) -> None:
+        shutil.copy(identity.key, tmp_path / "key.pem")
+        shutil.copy(identity.certificate, tmp_path / "cert.pem")
+
+    def trusting() -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=certificates.ca)
+
+    await anyio.to_thread.run_sync(put, certificates.expired)
+    text = SCP.format(drain=1).replace("[archive]", 'tls = { certificate = "cert.pem", key = "key.pem" }\n[archive]')
+    async with running(tmp_path / "a.toml", text) as service:
+        address = await service.logged("the storage SCP listens")
+        context = await anyio.to_thread.run_sync(trusting)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await Wire.connect(address["host"], address["port"], ssl=context)
+        await anyio.to_thread.run_sync(put, certificates.server)
+        service.tell(signal.SIGHUP)
+        await service.logged("reloaded")
+        async with await Wire.connect(address["host"], address["port"], ssl=context) as wire:
+            await wire.associate()
+            assert await wire.release()
+        assert any(record["message"].startswith("the certificate has changed") for record in service.records)
