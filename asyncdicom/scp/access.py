@@ -95,7 +95,7 @@ class ServerTLS:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         apply_profile(context)
         try:
-            context.load_cert_chain(self.certificate, self.key)
+            context.load_cert_chain(self.certificate, self.key, password=_no_password)
             if self.client_ca is not None:
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(self.client_ca)
@@ -155,6 +155,11 @@ class Access:
 
 def _parsed(address: str) -> Address:
     return ipaddress.ip_address(address.partition("%")[0])
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL asks on the terminal, and waits.
+    raise ssl.SSLError("the key is encrypted, and nobody is there to be asked for its passphrase: keep it decrypted, mode 0600")
 
 
 def certificate_names(certificate: Mapping[str, Any] | None) -> frozenset[str]:

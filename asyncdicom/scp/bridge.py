@@ -31,7 +31,7 @@ from asyncdicom.elements import Buffer
 from asyncdicom.errors import ProtocolError
 from asyncdicom.modality import UserIdentity
 from asyncdicom.scp.handler import UNHANDLED_EXCEPTION
-from asyncdicom.scp.identity import NOT_BELIEVED, response_to
+from asyncdicom.scp.identity import NOT_BELIEVED, Refusal, response_to
 from asyncdicom.scp.requests import CANNOT_UNDERSTAND, NOT_AUTHORIZED, names_instance, status_without_instance
 from asyncdicom.scp.served import Door, ServedPeer
 from asyncdicom.scp.services import MAX_DATASET, PROCESSING_FAILURE, RESOURCE_LIMITATION, Answer, Operation, Service
@@ -219,10 +219,10 @@ class ServedAssociation(HardenedAssociation):
             self._tell(self.door.refused, reason, self.peer)
             self.dul.join(1.0)
             return
+        if self.door.identities is not None and not self._identify(asked.user_identity):
+            self.dul.join(1.0)
+            return
         try:
-            if self.door.identities is not None and not self._identify(asked.user_identity):
-                self.dul.join(1.0)
-                return
             results = self.door.results_of(asked.contexts, self.peer)
             proposed = request.presentation_context_definition_list
             self.acceptor.supported_contexts = _supported(proposed, results, self.door.sop_classes)
@@ -240,14 +240,19 @@ class ServedAssociation(HardenedAssociation):
             self.door.leave()
 
     def _identify(self, identity: UserIdentity | None) -> bool:
-        """Have a user identity verified; False when it was rejected, or the service gave up."""
-        refusal = self._have_handled(self.door.identify(identity), ("user_identity", NOT_BELIEVED))
-        if self._gave_up:
-            return False
+        """Have a user identity verified; False when it was rejected, or the service gave up: its place is free again then."""
+        is_believed = False
+        try:
+            refusal = self._have_handled(self.door.identify(identity, self.peer), Refusal("user_identity", NOT_BELIEVED))
+            is_believed = refusal is None and not self._gave_up
+        finally:
+            # Before the peer has its answer, and comes again.
+            if not is_believed:
+                self.door.leave()
         if refusal is not None:
-            reason, answer = refusal
-            self.acse.send_reject(*answer)
-            self._tell(self.door.refused, reason, self.peer)
+            self.acse.send_reject(*refusal.answer)
+            self._tell(self.door.refused, refusal.reason, self.peer, refusal.detail)
+        if not is_believed:
             return False
         response = response_to(identity, self.door.identities)
         if response is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from asyncdicom.modality import UserIdentity
 from asyncdicom.scp.users import Users
@@ -17,8 +19,25 @@ NOT_BELIEVED = (1, 1, 1)
 # Permanent would be wrong: who comes again may get its turn.
 TOO_MANY = (2, 3, 1)
 
-# What waits to be verified; a flood of guesses takes the time of a few threads, and no more memory than this.
+# How many wait to be verified, and how many from one address: a flood of guesses takes the time of a few threads and no more
+# memory than this, and who guesses does not keep the others out.
 _MAX_WAITING = 64
+_MAX_OF_ONE = 8
+_MISSING = "it brings no user identity, and scp.user_identity requires one: turn it on there"
+_CROWDED = "too many user identities wait to be verified: does somebody try passcodes?"
+
+
+class Refusal(NamedTuple):
+    """Why a request for association is rejected.
+
+    :ivar reason: for :class:`asyncdicom.observe.Observer`
+    :ivar answer: the A-ASSOCIATE-RJ: result, source, reason/diagnostic
+    :ivar detail: for the log
+    """
+
+    reason: str
+    answer: tuple[int, int, int]
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,11 @@ class Identities:
             return self.tokens.believes(identity.primary)
         return False
 
+    def remembers(self, identity: UserIdentity) -> bool:
+        """Whether an identity was believed before, and costs nothing to believe again."""
+        is_passcode = identity.kind == "username+passcode" and self.users is not None
+        return is_passcode and self.users is not None and self.users.remembers(identity.primary, identity.secondary)
+
 
 class IdentityVerification:
     """Verifies identities on threads of its own, a few at a time: what takes time on purpose must not take the processor."""
@@ -52,25 +76,31 @@ class IdentityVerification:
     def __init__(self) -> None:
         # One processor at least stays with the loop.
         self._executor = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), thread_name_prefix="asyncdicom-identity")
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
-    async def judge(self, identities: Identities, identity: UserIdentity | None) -> tuple[str, tuple[int, int, int]] | None:
+    async def judge(self, identities: Identities, identity: UserIdentity | None, address: str) -> Refusal | None:
         """Whether a request for association is rejected for its user identity.
 
         :param identity: what it brought; None for none, or for one of a type that PS3.7 does not know
-        :return: None to accept, else the reason for :class:`asyncdicom.observe.Observer` and the A-ASSOCIATE-RJ
+        :param address: of who brought it
+        :return: None to accept
         """
         if identity is None:
-            return ("user_identity", NOT_BELIEVED) if identities.required else None
-        if self._waiting >= _MAX_WAITING:
-            return "limit", TOO_MANY
-        self._waiting += 1
+            return Refusal("user_identity", NOT_BELIEVED, _MISSING) if identities.required else None
+        if identities.remembers(identity):
+            # Devices that ask for an association for every image do not stand in line behind who guesses.
+            return None
+        if self._waiting.total() >= _MAX_WAITING or self._waiting[address] >= _MAX_OF_ONE:
+            return Refusal("limit", TOO_MANY, _CROWDED)
+        self._waiting[address] += 1
         try:
             loop = asyncio.get_running_loop()
             is_believed = await loop.run_in_executor(self._executor, identities.believes, identity)
         finally:
-            self._waiting -= 1
-        return None if is_believed else ("user_identity", NOT_BELIEVED)
+            self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address]
+        return None if is_believed else Refusal("user_identity", NOT_BELIEVED)
 
     def close(self) -> None:
         """Give the threads back; nobody waits for what they are at."""

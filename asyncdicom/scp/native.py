@@ -384,12 +384,10 @@ class ServedAssociation(asyncio.Protocol):
             return False
         is_accepted = False
         try:
-            if self._door.identities is not None:
-                refusal = await self._door.identify(request.user_identity)
-            if self._ending is None and refusal is not None:
-                reason, answer = refusal
-                self._door.refused(reason, peer)
-                self._reject(answer)
+            disbelief = None if self._door.identities is None else await self._door.identify(request.user_identity, peer)
+            if self._ending is None and disbelief is not None:
+                self._door.refused(disbelief.reason, peer, disbelief.detail)
+                self._reject(disbelief.answer)
             elif self._ending is None:
                 self._accept(request)
                 is_accepted = True

@@ -13,6 +13,7 @@ _MOST = 1_024
 
 _HINTS = {
     "calling_ae_title": "no [[scp.allow]] has this AE title from this address, or scp.tls.bind gives it to other certificates",
+    "operations": "it is let in, but not with all that it asks for: [[scp.allow]] operations says what it may do",
     "called_ae_title": "it calls us by another AE title, and scp.require_called_ae_title is set: correct it there",
     "network": "no [[scp.allow]] has this address",
     "limit": "too many at once: see who holds them, or raise scp.max_associations",
@@ -32,7 +33,9 @@ class Refusals:
     def tell(self, reason: str, calling_ae_title: str, address: str, detail: str = "") -> None:
         """Log that a peer is turned away.
 
-        :param reason: as for :class:`asyncdicom.observe.Observer`
+        Called from any thread.
+
+        :param reason: as for :class:`asyncdicom.observe.Observer`; or ``operations``, for who is let in for less than it wants
         :param calling_ae_title: as it wrote it; empty when it did not get so far
         :param detail: what is known besides the reason
         """

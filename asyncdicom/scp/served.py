@@ -13,12 +13,12 @@ from asyncdicom.observe import Observer
 from asyncdicom.scp import access as access_module
 from asyncdicom.scp.access import EVERY_OPERATION, Access, OperationName
 from asyncdicom.scp.contexts import results_of
-from asyncdicom.scp.identity import Identities, IdentityVerification
+from asyncdicom.scp.identity import Identities, IdentityVerification, Refusal
 from asyncdicom.scp.ingest import Ingest
 from asyncdicom.scp.refusals import Refusals
 from asyncdicom.scp.services import Service
 from asyncdicom.upper_layer.context import PresentationContext
-from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext
+from asyncdicom.upper_layer.negotiation import ContextResult, ProposedContext, Result
 
 
 @dataclass(slots=True)
@@ -108,17 +108,20 @@ class Door:
             self._admitted += 1
         return None
 
-    async def identify(self, identity: UserIdentity | None) -> tuple[str, tuple[int, int, int]] | None:
+    async def identify(self, identity: UserIdentity | None, peer: ServedPeer) -> Refusal | None:
         """Whether a request for association that was let in is rejected for its user identity (PS3.7 D.3.3.7).
 
-        :return: as :meth:`decide`; who is rejected has to leave
+        :return: None to accept; who is rejected has to leave
         """
-        return None if self.identities is None else await self.verification.judge(self.identities, identity)
+        return None if self.identities is None else await self.verification.judge(self.identities, identity, peer.address)
 
     def results_of(self, proposed: Iterable[ProposedContext], peer: ServedPeer) -> tuple[ContextResult, ...]:
         """What becomes of each presentation context of a peer that is let in; from now on it is held to what it may do."""
         peer.operations = self.access.operations(peer.calling_ae_title, peer.address)
-        return results_of(proposed, self.contexts, self.promiscuous, self.sop_classes, peer.operations)
+        results = results_of(proposed, self.contexts, self.promiscuous, self.sop_classes, peer.operations)
+        if any(result.result == Result.USER_REJECTION for result in results):
+            self._refusals.tell("operations", peer.calling_ae_title, peer.address)
+        return results
 
     def leave(self) -> None:
         """One that was let in is gone. Called from any thread."""

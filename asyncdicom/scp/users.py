@@ -127,11 +127,15 @@ class Users:
             raise ConfigurationError(setting, str(path), "nobody is in it: add lines with asyncdicom hash-passcode NAME")
         return cls(users)
 
+    def remembers(self, name: bytes, passcode: bytes) -> bool:
+        """Whether a name has proven this passcode before. Takes no time, and says nothing about one that was not right."""
+        return hmac.compare_digest(self._proven.get(name, b""), self._proof(name, passcode))
+
+    def _proof(self, name: bytes, passcode: bytes) -> bytes:
+        return hmac.digest(self._secret, len(name).to_bytes(4, "big") + name + passcode, "sha256")
+
     def knows(self, name: bytes, passcode: bytes) -> bool:
         """Whether a name has this passcode. Takes 50 ms or so, known or not, so not on the event loop."""
-        proof = hmac.digest(self._secret, len(name).to_bytes(4, "big") + name + passcode, "sha256")
-        if hmac.compare_digest(self._proven.get(name, b""), proof):
-            return True
         hashed = self._users.get(name)
         if hashed is None:
             # Somebody else's hash in its place, always the same one: it takes as long as a name that there is.
@@ -140,7 +144,7 @@ class Users:
             return False
         if not hashed.matches(passcode):
             return False
-        self._proven[name] = proof
+        self._proven[name] = self._proof(name, passcode)
         return True
 
     def __len__(self) -> int:

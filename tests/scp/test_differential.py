@@ -12,8 +12,19 @@ from typing import Any
 
 import pytest
 
-from asyncdicom import Access, AllowRule, Archive, PresentationContext, StorageSCP, UserIdentity
+from asyncdicom import (
+    Access,
+    AllowRule,
+    Archive,
+    HashedPasscode,
+    Identities,
+    PresentationContext,
+    StorageSCP,
+    UserIdentity,
+    Users,
+)
 from asyncdicom.modality import Engine
+from asyncdicom.scp.access import OperationName
 from asyncdicom.testing import Wire
 from asyncdicom.upper_layer import context as uid
 from asyncdicom.upper_layer import message as dimse
@@ -88,6 +99,23 @@ REQUESTS: dict[str, Any] = {
 @pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
 async def test_a_request_for_association_is_answered_the_same(no_leaks: object, fields: dict[str, Any]) -> None:
     await both(ended(asking(**fields), echo(), store(2)))
+
+
+JANE = Identities(Users({b"jane": HashedPasscode.make(b"pw")}), required=False)
+
+
+@pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
+async def test_a_request_for_association_is_answered_the_same_where_identities_are_verified(
+    no_leaks: object, fields: dict[str, Any]
+) -> None:
+    await both(ended(asking(**fields), echo(), store(2)), identities=JANE)
+
+
+@pytest.mark.parametrize("operation", ["echo", "store", "commit"])
+async def test_what_a_peer_may_not_do_is_refused_the_same(no_leaks: object, operation: OperationName) -> None:
+    access = Access([AllowRule.parse("DIFF", operations=[operation])])
+    await both(ended(asking(), echo(), store(2, 3)), access=access)
+    await both(ended(asking(), store(1, 1), echo(2)), access=access)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

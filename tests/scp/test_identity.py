@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator
@@ -145,7 +148,7 @@ async def test_other_users_count_from_the_next_request_on(no_leaks: object, engi
 async def test_a_flood_of_guesses_waits_for_a_few_threads_and_the_rest_is_sent_away(
     no_leaks: object, engine: Engine, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity_module, "_MAX_WAITING", 4)
+    monkeypatch.setattr(identity_module, "_MAX_OF_ONE", 4)
     answers: list[object] = []
 
     async def guess(port: int, number: int) -> None:
@@ -160,10 +163,50 @@ async def test_a_flood_of_guesses_waits_for_a_few_threads_and_the_rest_is_sent_a
                 # Who is in does not notice.
                 started = time.monotonic()
                 assert await wire.echo() == 0x0000
+                # And who was believed before does not stand in line.
+                assert await answer(port, with_passcode()) is None
                 assert time.monotonic() - started < 1.0
     assert set(answers) == {NOT_BELIEVED, (2, 3, 1)}
     assert seen.rejected["user_identity"] + seen.rejected["limit"] == 24
     assert seen.rejected["user_identity"] >= 4
+
+
+async def test_who_guesses_at_one_address_keeps_nobody_out_at_another(
+    no_leaks: object, engine: Engine, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other address is a loopback one, too: only where a connection comes from counts."""
+    monkeypatch.setattr(identity_module, "_MAX_OF_ONE", 2)
+    async with serving(engine, seen) as port:
+
+        async def guess(number: int) -> None:
+            await answer(port, with_passcode(passcode=f"guess {number}".encode()))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                tasks.start_soon(guess, number)
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.bind(("127.0.0.2", 0))
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+            reader, writer = await asyncio.open_connection(sock=sock)
+            async with Wire(reader, writer) as wire:
+                await wire.associate(user_identity=with_passcode())
+                assert await wire.release()
+    assert seen.rejected["limit"] > 0
+
+
+async def test_the_log_says_what_to_do(no_leaks: object, engine: Engine, seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(engine, seen) as port:
+        for _ in range(3):
+            await answer(port, None)
+        await answer(port, with_passcode(passcode=b"wrong"))
+        await seen.settled()
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    # Once for the reason and the address, however often it comes.
+    assert told == [
+        "turned away (user_identity): 'WIRE' at 127.0.0.1: it brings no user identity, and scp.user_identity requires one:"
+        " turn it on there"
+    ]
 
 
 async def test_a_peer_that_leaves_while_it_is_verified_leaves_nothing_behind(
@@ -290,6 +333,13 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
         Users.read(path)
     with pytest.raises(ConfigurationError, match="No such file"):
         Users.read(tmp_path / "none")
+
+
+def test_the_line_of_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    (line,) = re.findall(r"^ct1:scrypt1.*$", text, re.MULTILINE)
+    (tmp_path / "users").write_text(line)
+    assert Users.read(tmp_path / "users").knows(b"ct1", b"correct horse")
 
 
 def test_the_same_passcode_has_another_hash_each_time() -> None:

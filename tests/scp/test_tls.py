@@ -7,12 +7,14 @@ import logging
 import shutil
 import ssl
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from asyncdicom import (
     TLS,
@@ -273,8 +275,6 @@ async def test_a_broken_certificate_is_logged_once_and_the_old_one_stays(
 async def test_a_file_system_that_hangs_lets_connections_in_with_the_certificate_that_is_there(
     no_leaks: object, engine: Engine, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     monkeypatch.setattr(module, "_LOOK_EVERY", 0.0)
     monkeypatch.setattr(module, "_PATIENCE", 0.1)
     hanging, answered = threading.Event(), module._stamp
@@ -296,4 +296,17 @@ async def test_a_certificate_that_is_no_good_from_the_start_is_a_configuration_e
     tls = ServerTLS(certificates.server.certificate, certificates.client.key)
     with pytest.raises(ConfigurationError, match=r"scp\.tls"):
         async with StorageSCP(accept, port=0, engine=engine, tls=tls):
+            pass
+
+
+async def test_an_encrypted_key_is_a_configuration_error_and_asks_nobody(
+    no_leaks: object, engine: Engine, certificates: Certificates, tmp_path: Path
+) -> None:
+    key = serialization.load_pem_private_key(certificates.server.key.read_bytes(), None)
+    encrypted = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"hunter2")
+    )
+    (tmp_path / "key").write_bytes(encrypted)
+    with pytest.raises(ConfigurationError, match="the key is encrypted"):
+        async with StorageSCP(accept, port=0, engine=engine, tls=ServerTLS(certificates.server.certificate, tmp_path / "key")):
             pass
