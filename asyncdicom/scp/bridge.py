@@ -306,6 +306,7 @@ class ServedAssociation(HardenedAssociation):
             elif "store" not in self.peer.operations:
                 # It gets no context for it, but can send a C-STORE on any other one.
                 status = NOT_AUTHORIZED
+                self._tell(self.door.store_refused, self.peer, NOT_AUTHORIZED)
             elif msg.data and names_instance(msg.command):
                 status = self._take(msg.command, msg.data, str(context.transfer_syntax[0]))
             else:

@@ -13,8 +13,8 @@ from asyncdicom.modality import UserIdentity
 from asyncdicom.scp.users import Users
 from asyncdicom.scp.web_token import WebTokens
 
-# A-ASSOCIATE-RJ as result, source, reason/diagnostic (PS3.8 Table 9-21): permanent, service user, no reason given. PS3.7 leaves
-# the values open; a reason would help those alone who guess.
+# A-ASSOCIATE-RJ as result, source, reason/diagnostic (PS3.8 Table 9-21): permanent, service user, no reason given. There is no
+# reason of its own for an identity, and one would help those alone who guess.
 NOT_BELIEVED = (1, 1, 1)
 # Permanent would be wrong: who comes again may get its turn.
 TOO_MANY = (2, 3, 1)

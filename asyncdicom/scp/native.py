@@ -559,6 +559,7 @@ class ServedAssociation(asyncio.Protocol):
         ingest = self._door.ingest
         if not self._may_store:
             self._has_forgotten = False
+            self._door.store_refused(self._peer, NOT_AUTHORIZED)
             return NOT_AUTHORIZED
         arriving, self._arriving = self._arriving, None
         if arriving is not None:

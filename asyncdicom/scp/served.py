@@ -136,6 +136,11 @@ class Door:
         self._refusals.tell(reason, peer.calling_ae_title, peer.address, detail)
         self.observer.scp_association_rejected(reason, peer.calling_ae_title, peer.address)
 
+    def store_refused(self, peer: ServedPeer, status: int) -> None:
+        """A peer that may not store tried to, and was answered so."""
+        self._refusals.tell("operations", peer.calling_ae_title, peer.address, "it may not store, and does: see [[scp.allow]]")
+        self.observer.store_ended(peer.calling_ae_title, status, 0, 0.0)
+
     def established(self, peer: ServedPeer) -> None:
         """An association stands."""
         self.count += 1

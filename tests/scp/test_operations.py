@@ -94,6 +94,7 @@ async def test_a_store_on_the_context_of_something_else_is_not_authorized(
             assert await wire.release()
         await seen.settled()
     assert kept.count == 0
+    assert seen.statuses == {0x0124: 2}
 
 
 async def test_nothing_of_a_store_that_is_not_authorized_reaches_the_archive(
