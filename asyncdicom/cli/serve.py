@@ -66,6 +66,11 @@ def _summary(path: Path, config: Config) -> list[str]:
     if scp is not None:
         tls = ", TLS" if scp.tls is not None and scp.tls.certificate is not None else ""
         lines.append(f"  storage SCP {scp.host}:{scp.port}{tls}")
+    if config.identities is not None:
+        users, tokens = config.identities.users, config.identities.tokens
+        who = [*([f"{len(users)} users"] if users is not None else []), *(["signed tokens"] if tokens is not None else [])]
+        needed = "required" if config.identities.required else "not required"
+        lines.append(f"  identities  {', '.join(who)}; {needed}")
     if config.archive is not None:
         where = config.archive.url or config.archive_directory
         lines.append(f"  archive     {where}, durability {config.archive.durability}")

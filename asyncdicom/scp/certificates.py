@@ -37,6 +37,7 @@ class CurrentCertificate:
         # Of the files as they were when they were last read, whatever came of it.
         self._stamp: Stamp = ()
         self._look_at = 0.0
+        self._looking: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Read the files for the first time.
@@ -59,10 +60,10 @@ class CurrentCertificate:
 
         :raises RuntimeError: before :meth:`open`
         """
-        if time.monotonic() >= self._look_at:
+        if time.monotonic() >= self._look_at and (self._looking is None or self._looking.done()):
             self._look_at = time.monotonic() + _LOOK_EVERY
-            looking = asyncio.get_running_loop().run_in_executor(self._executor, self._look)
-            await asyncio.wait([looking], timeout=_PATIENCE)
+            self._looking = asyncio.get_running_loop().run_in_executor(self._executor, self._look)
+            await asyncio.wait([self._looking], timeout=_PATIENCE)
         if self._context is None:
             raise RuntimeError("the certificate has not been read yet")
         return self._context

@@ -384,6 +384,9 @@ def _listeners(raw: Mapping[str, Any]) -> list[ConfigurationError]:
     for index, rule in enumerate(_tables(scp, "allow")):
         if not rule.get("ae_title") and not rule.get("networks"):
             errors.append(ConfigurationError(f"scp.allow[{index}]", MISSING, "give ae_title, or networks, or both"))
+        if rule.get("operations") and scp.get("accept_any") is True:
+            remedy = "with accept_any = true no rule counts, and everybody may do everything: remove one of the two"
+            errors.append(ConfigurationError(f"scp.allow[{index}].operations", rule["operations"], remedy))
         if rule.get("operations") == []:
             remedy = "who may do nothing needs no rule: leave the rule out, or name some"
             errors.append(ConfigurationError(f"scp.allow[{index}].operations", [], remedy))

@@ -53,6 +53,15 @@ async def test_a_configuration_without_mistakes_is_summed_up(asyncdicom: Run, fo
     assert "1 in 1 groups, 1 sweeps" in result.out
 
 
+async def test_who_may_in_is_summed_up_without_names(asyncdicom: Run, folder: Path) -> None:
+    (folder / "users").write_text((await asyncdicom("hash-passcode", "jane", stdin="hunter2\n")).out)
+    (folder / "site.toml").write_text('[scp]\nuser_identity = { users_file = "users" }\n')
+    result = await asyncdicom("check-config", "site.toml")
+    assert (result.status, result.err) == (0, "")
+    assert "  identities  1 users; required" in result.lines
+    assert "jane" not in result.out
+
+
 async def test_every_mistake_stands_on_a_line_with_path_value_and_remedy(asyncdicom: Run, folder: Path) -> None:
     (folder / "site.toml").write_text(BAD)
     result = await asyncdicom("check-config", "site.toml")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import socket
 import statistics
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -166,6 +168,8 @@ async def test_a_flood_of_guesses_waits_for_a_few_threads_and_the_rest_is_sent_a
                 # And who was believed before does not stand in line.
                 assert await answer(port, with_passcode()) is None
                 assert time.monotonic() - started < 1.0
+                threads = [thread for thread in threading.enumerate() if thread.name.startswith("asyncdicom-identity")]
+                assert 1 <= len(threads) <= max(1, (os.cpu_count() or 1) // 2)
     assert set(answers) == {NOT_BELIEVED, (2, 3, 1)}
     assert seen.rejected["user_identity"] + seen.rejected["limit"] == 24
     assert seen.rejected["user_identity"] >= 4

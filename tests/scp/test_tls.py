@@ -277,9 +277,11 @@ async def test_a_file_system_that_hangs_lets_connections_in_with_the_certificate
 ) -> None:
     monkeypatch.setattr(module, "_LOOK_EVERY", 0.0)
     monkeypatch.setattr(module, "_PATIENCE", 0.1)
-    hanging, answered = threading.Event(), module._stamp
+    hanging, answered, asked = threading.Event(), module._stamp, 0
 
     def hang(path: Path | None) -> tuple[int, int, int] | None:
+        nonlocal asked
+        asked += 1
         hanging.wait(20)
         return answered(path)
 
@@ -287,6 +289,8 @@ async def test_a_file_system_that_hangs_lets_connections_in_with_the_certificate
         monkeypatch.setattr(module, "_stamp", hang)
         for _ in range(3):
             await echo(scp.port, client(certificates))
+        # One look hangs, and no further ones stand in line behind it.
+        assert asked == 1
         hanging.set()
 
 
