@@ -69,7 +69,7 @@ def test_a_token_of_the_secret_is_believed(tmp_path: Path) -> None:
 WRONG: dict[str, Any] = {
     "expired": {"exp": time.time() - 120},
     "without an end": {"exp": None},
-    "not yet": {"nbf": time.time() + 120},
+    "not yet": {"nbf": time.time() + 86_400},
     "for somebody else": {"aud": "other"},
     "for nobody": {"aud": None},
     "from somebody else": {"iss": "other"},
