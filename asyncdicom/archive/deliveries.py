@@ -161,6 +161,14 @@ class Deliveries:
         sql = "UPDATE deliveries SET attempts = attempts + 1, due_at = ? WHERE target = ? AND event_id = ?"
         await self._index.write(lambda transaction: transaction.execute(sql, (due_at, target, event_id)).rowcount)
 
+    async def hasten(self, target: str) -> None:
+        """Make everything due that waits for another attempt: what failed was the target, and it takes events again.
+
+        :raises ArchiveError: when it could not be committed
+        """
+        sql = "UPDATE deliveries SET due_at = 0 WHERE target = ? AND due_at > 0"
+        await self._index.write(lambda transaction: transaction.execute(sql, (target,)).rowcount)
+
     async def tell_condition(self, modality: str, *, is_up: bool, payload: dict[str, Any]) -> bool:
         """Put ``modality.up`` or ``modality.down`` into the outbox, unless that was what was told last.
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _AHEAD = 256
 # So many events in a row that a target did not take: it is the target, and not the events.
 _TROUBLE = 3
+# After so many pauses in a row the target was gone, and what failed is not to blame for it.
+_GONE = 3
 # Seconds between attempts to write into an index that does not take it.
 _INDEX_PAUSE = 1.0
 # How often somebody whom nobody wakes looks for himself, in seconds: the wall clock may be set.
@@ -44,7 +46,7 @@ class Backoff:
 
     first: float = 1.0
     longest: float = 300.0
-    longest_pause: float = 60.0
+    longest_pause: float = 30.0
 
     def after(self, failures: int) -> float:
         """Seconds until the next attempt with an event."""
@@ -199,11 +201,16 @@ class Courier:
                 await self._record(lambda: self._deliveries.later(self.target.name, event_id, due_at))
                 self._look_at = min(self._look_at, time.monotonic() + max(0.0, due_at - time.time()))
         else:
+            was_gone = self._pauses >= _GONE
             self._failed.clear()
             self._pauses = 0
             self._observer.event_delivered(self.target.name)
             logger.debug("an event is delivered", extra=fields)
             await self._record(lambda: self._deliveries.over(self.target.name, event_id))
+            if was_gone:
+                logger.info("a target takes events again", extra={"target": self.target.name})
+                await self._record(lambda: self._deliveries.hasten(self.target.name))
+                self._look_at = 0.0
         del self._under_way[event_id]
         if self._drained is not None and not self._under_way:
             self._drained.set()

@@ -34,7 +34,7 @@ class Webhook:
     Redirects are not followed, and the environment's proxies are not used.
 
     :param url: ``http://`` or ``https://``
-    :raises httpx.InvalidURL: when it is none
+    :raises ValueError: when it is none
     :param key: signs what is sent; None for no signature
     :param timeout: seconds for one attempt, from the resolver to the answer
     :param concurrency: events at once
@@ -57,7 +57,10 @@ class Webhook:
         self.on = frozenset(on)
         self.concurrency = concurrency
         self.key = key
-        self._url = httpx.URL(url)
+        try:
+            self._url = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(str(error)) from error
         self._host = self._url.raw_host.decode("ascii")
         self._timeout = timeout
         self._verify = verify

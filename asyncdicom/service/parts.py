@@ -12,6 +12,7 @@ from asyncdicom.events.contract import Target
 from asyncdicom.events.relay import Bell, Relay
 from asyncdicom.fleet.fleet import Fleet
 from asyncdicom.fleet.limits import Breaker
+from asyncdicom.fleet.tables import shown
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.metrics import Exposed
 from asyncdicom.monitor.state import ModalityState
@@ -141,7 +142,10 @@ def make_event_targets(config: Config) -> list[Target]:
         except ImportError:
             remedy = "it needs httpx, which is not installed: pip install 'asyncdicom[events]'"
             raise ConfigurationError(f"events.target[{index}].kind", target.kind, remedy) from None
-        targets.append(Webhook(name, target.url, key=config.event_keys[index], **settings))
+        try:
+            targets.append(Webhook(name, target.url, key=config.event_keys[index], **settings))
+        except ValueError as error:
+            raise ConfigurationError(f"events.target[{index}].url", shown("url", target.url), f"no address: {error}") from error
     return targets
 
 

@@ -238,6 +238,22 @@ async def test_a_target_that_takes_nothing_is_asked_with_one_event_at_a_time(ind
         await eventually(lambda: len(target.taken) == 100)
 
 
+async def test_after_an_outage_nothing_waits_out_its_own_backoff(index: SQLiteIndex, counted: Counted) -> None:
+    bell = Bell()
+    target = Recorder("target")
+    target.refuses.add("*")
+    backoff = Backoff(first=0.03, longest=300, longest_pause=0.03)
+    async with Relay(index, [target], bell=bell, observer=counted, backoff=backoff):
+        await tell(index, "1", "2", "3", "4", bell=bell)
+        # By now they would wait for minutes.
+        deliveries = "UPDATE deliveries SET due_at = due_at + 200 WHERE due_at > 0"
+        await eventually(lambda: counted.failed.get("target", 0) >= 8)
+        await index.write(lambda transaction: transaction.execute(deliveries).rowcount)
+        target.refuses.clear()
+        await tell(index, "5", bell=bell)
+        await eventually(lambda: len(target.taken) == 5)
+
+
 async def test_many_events_are_all_delivered_however_slowly_they_are_read(index: SQLiteIndex) -> None:
     bell = Bell()
     target = Recorder("target", concurrency=64)

@@ -184,6 +184,11 @@ async def test_a_reload_reads_the_secret_again_and_names_what_needs_a_restart(tm
         assert "answered with status 401" in log.getvalue()
 
 
+async def test_an_address_that_only_the_library_finds_wrong_is_a_clear_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"events\.target\[0\]\.url.*no address: "):
+        await made(tmp_path / "a.toml", HEAD + '[[events.target]]\nkind = "webhook"\nurl = "http://ⅷ.example/"\n')
+
+
 async def test_a_webhook_without_its_library_is_a_clear_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asyncdicom.events.webhook", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'asyncdicom\[events\]'"):
