@@ -12,14 +12,17 @@ _MAX_ITEMS = 8_192
 _KNOWN_ITEMS = (0x10, 0x20, 0x21, 0x50)
 _KNOWN_USER_ITEMS = range(0x51, 0x5A)
 _MAX_VERSION_NAME = 16
+# User-Identity-Type of PS3.7 Table D.3-14.
+_KNOWN_IDENTITIES = range(1, 6)
 
 
 def tolerate(pdu: bytes | bytearray) -> bytearray:
     """Return an A-ASSOCIATE-RQ or -AC without what pynetdicom's decoder stumbles over.
 
-    Unknown items, and sub-items of the user information, are to be ignored (PS3.8 section 9.3.1 and D.2), and so is an
-    implementation that names itself at too great a length. UIDs that are too long for it become empty, and characters that an
-    AE title may not have become ``?``. What is decided goes by what came, not by this.
+    Unknown items, and sub-items of the user information, are to be ignored (PS3.8 section 9.3.1 and D.2), and so are a user
+    identity of a type that nobody knows, and an implementation that names itself at too great a length. UIDs that are too long
+    for it become empty, and characters that an AE title may not have become ``?``. What is decided goes by what came, not by
+    this.
 
     :raises ValueError: when it is too short to be one, or has more items than one can have
     """
@@ -78,6 +81,8 @@ def _is_bearable(kind: int, content: memoryview) -> bool:
         return len(content) <= MAX_UID_LENGTH
     if kind == 0x55:
         return len(content) <= _MAX_VERSION_NAME and bytes(content).isascii()
+    if kind == 0x58:
+        return len(content) > 0 and content[0] in _KNOWN_IDENTITIES
     return kind in _KNOWN_USER_ITEMS
 
 

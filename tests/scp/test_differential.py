@@ -5,6 +5,7 @@ Every known difference says who is right by PS3.7 and PS3.8.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,29 @@ async def test_a_request_for_association_is_answered_the_same_where_identities_a
     no_leaks: object, fields: dict[str, Any]
 ) -> None:
     await both(ended(asking(**fields), echo(), store(2)), identities=JANE)
+
+
+ODD_IDENTITIES: dict[str, bytes] = {
+    "type 0": b"\0\0\0\4jane\0\2pw",
+    "type 6": b"\6\1\0\4jane\0\2pw",
+    "a response of 255": b"\2\xff\0\4jane\0\2pw",
+    "no name": b"\2\1\0\0\0\2pw",
+    "no name and no passcode": b"\2\0\0\0\0\0",
+    "a long name": b"\2\0\xea\x60" + b"j" * 60_000 + b"\0\2pw",
+    "a long passcode": b"\2\0\0\4jane\xea\x60" + b"p" * 60_000,
+    "no text": b"\2\0\0\4\xff\0\n\\\0\2\xff\xfe",
+    "more than there is": b"\2\0\0\4jane\0\2pwand more",
+    "a length that lies": b"\2\0\0\4jane\0\x09pw",
+    "half of it": b"\2\0\0\4jane",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("said", ODD_IDENTITIES.values(), ids=ODD_IDENTITIES)
+async def test_odd_user_identities_are_answered_the_same(no_leaks: object, said: bytes, required: bool) -> None:
+    identities = dataclasses.replace(JANE, required=required)
+    await both(ended(asking(other_items=((0x58, said),)), echo()), identities=identities)
 
 
 @pytest.mark.parametrize("operation", ["echo", "store", "commit"])
