@@ -16,6 +16,7 @@ import anyio.to_thread
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from asyncdicom.service.config import load
+from asyncdicom.service.logs import logging_to
 from asyncdicom.service.run import Service
 
 
@@ -41,4 +42,6 @@ async def main(config: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    # As the command does it: what is logged, and what Python warns about, takes the way that it takes in a service.
+    with logging_to(sys.stderr):
+        asyncio.run(main(Path(sys.argv[1])))
