@@ -25,7 +25,7 @@ from asyncdicom.errors import ArchiveError, ConfigurationError
 T = TypeVar("T")
 
 # Each schema-N.sql brings the one before to version N.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SETTING = "archive.index"
 # WAL with FULL syncs the log at every commit; with NORMAL a power cut loses the last ones, which breaks an acknowledgement.
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
@@ -85,6 +85,7 @@ class Transaction:
 
     def __init__(self, connection: sqlite3.Connection, root: Path, outbox: bool) -> None:
         self.execute = connection.execute
+        self.executemany = connection.executemany
         self._root = root
         self._outbox = outbox
         # Instances of a group usually belong to a few series: the sums are written once for each, and not for every row.

@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 from asyncdicom.modality import Modality
 from asyncdicom.observe import Observer
-from asyncdicom.outcome import Operation, Outcome, Reason
+from asyncdicom.outcome import Operation, Outcome, Reason, Status
 
 KEPT_OUTCOMES = 60
+# Failures are kept longer than successes push them out: why it was down last week is asked on Monday.
+KEPT_FAILURES = 30
+KEPT_CHANGES = 30
 # A modality is up or down by what is asked in order to know. A store that fails says something of an instance.
 TELLING: frozenset[Operation] = frozenset(("echo", "find"))
 
@@ -39,6 +42,41 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """One outcome that was none.
+
+    :ivar at: when it ended, in seconds since the epoch
+    :ivar detail: what happened, in one line for a person; never patient data
+    """
+
+    at: float
+    operation: Operation
+    reason: Reason
+    status: Status | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A modality went up or down.
+
+    :ivar at: when, in seconds since the epoch
+    """
+
+    at: float
+    condition: Condition
+
+
+@dataclass(slots=True)
+class Past:
+    """What an earlier life knew of a modality, oldest first."""
+
+    samples: list[Sample] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class ModalityState:
     """What is known of one modality.
 
@@ -48,6 +86,8 @@ class ModalityState:
     :ivar last_success: when a telling operation last succeeded
     :ivar failures: telling outcomes without success, in a row
     :ivar samples: the last outcomes, oldest first
+    :ivar failed: the last failures, oldest first, however long ago
+    :ivar changes: when it last went up or down, oldest first
     :ivar last_received: when an instance last came from it
     :ivar breaker_open: whether it is left alone for a while
     """
@@ -59,6 +99,8 @@ class ModalityState:
     last_success: float | None = None
     failures: int = 0
     samples: tuple[Sample, ...] = ()
+    failed: tuple[Failure, ...] = ()
+    changes: tuple[Change, ...] = ()
     last_received: float | None = None
     breaker_open: bool = False
 
@@ -79,6 +121,14 @@ class ModalityState:
         """Seconds that the last success took."""
         return next((sample.duration for sample in reversed(self.samples) if sample.reason is Reason.OK), None)
 
+    def stretches(self, now: float) -> list[tuple[Change, float]]:
+        """The changes, each with the seconds that it lasted; the last one until now.
+
+        :param now: seconds since the epoch
+        """
+        ends = [*(change.at for change in self.changes[1:]), now]
+        return [(change, max(0.0, end - change.at)) for change, end in zip(self.changes, ends, strict=False)]
+
     def after(self, outcome: Outcome, now: float) -> ModalityState:
         """The state after one more outcome.
 
@@ -91,6 +141,10 @@ class ModalityState:
         before = self.condition
         latest = {**self.latest, outcome.operation: outcome}
         samples = (*self.samples, Sample(now, outcome.operation, outcome.reason, outcome.duration))[-KEPT_OUTCOMES:]
+        failed = self.failed
+        if not outcome.ok:
+            failure = Failure(now, outcome.operation, outcome.reason, outcome.status, outcome.detail)
+            failed = (*failed, failure)[-KEPT_FAILURES:]
         state = replace(
             self,
             latest=MappingProxyType(latest),
@@ -98,8 +152,45 @@ class ModalityState:
             last_success=now if outcome.ok else self.last_success,
             failures=0 if outcome.ok else self.failures + 1,
             samples=samples,
+            failed=failed,
         )
-        return state if state.condition == before else replace(state, since=now)
+        if state.condition == before:
+            return state
+        return replace(state, since=now, changes=(*self.changes, Change(now, state.condition))[-KEPT_CHANGES:])
+
+    def remembering(self, past: Past) -> ModalityState:
+        """The state with what an earlier life knew: it is as up or down as it was then, until it is asked again."""
+        details = {failure.at: failure for failure in past.failed}
+        latest: dict[Operation, Outcome] = {}
+        failures = 0
+        for sample in past.samples:
+            if sample.reason is Reason.BREAKER_OPEN:
+                continue
+            failures = 0 if sample.reason is Reason.OK else failures + 1
+            known = details.get(sample.at)
+            latest[sample.operation] = Outcome(
+                self.modality.name,
+                sample.operation,
+                sample.reason,
+                duration=sample.duration,
+                status=None if known is None else known.status,
+                detail="" if known is None else known.detail,
+                ae_title=self.modality.ae_title,
+                host=self.modality.host,
+                port=self.modality.port,
+            )
+        succeeded = [sample.at for sample in past.samples if sample.reason is Reason.OK]
+        return replace(
+            self,
+            latest=MappingProxyType(latest),
+            last=latest.get(past.samples[-1].operation) if past.samples else None,
+            since=past.changes[-1].at if past.changes else None,
+            last_success=max(succeeded, default=None),
+            failures=failures,
+            samples=tuple(past.samples[-KEPT_OUTCOMES:]),
+            failed=tuple(past.failed[-KEPT_FAILURES:]),
+            changes=tuple(past.changes[-KEPT_CHANGES:]),
+        )
 
 
 def worst_first(states: Iterable[ModalityState]) -> list[ModalityState]:
@@ -120,6 +211,7 @@ class States(Observer):
     :param modalities: the inventory
     :param clock: seconds since the epoch
     :param on_change: called with the state after a modality went up or down
+    :ivar on_outcome: called with the state after an outcome, and whether it went up or down by that
     """
 
     def __init__(
@@ -131,6 +223,7 @@ class States(Observer):
     ) -> None:
         self._clock = clock
         self._on_change = on_change
+        self.on_outcome: Callable[[ModalityState, bool], None] | None = None
         self._states: dict[str, ModalityState] = {}
         self._by_ae_title: dict[str, list[str]] = {}
         self.configure(modalities)
@@ -155,6 +248,13 @@ class States(Observer):
             for name in self._by_ae_title.get(title.strip(), ()):
                 self._states[name] = replace(self._states[name], last_received=at)
 
+    def remember(self, past: Mapping[str, Past]) -> None:
+        """Take over what an earlier life knew of modalities that were not asked yet."""
+        for name, known in past.items():
+            state = self._states.get(name)
+            if state is not None and not state.samples:
+                self._states[name] = state.remembering(known)
+
     def get(self, name: str) -> ModalityState | None:
         """The state of a modality, None when the inventory has no such name."""
         return self._states.get(name)
@@ -170,7 +270,10 @@ class States(Observer):
             return
         after = state.after(outcome, self._clock())
         self._states[outcome.modality] = after
-        if self._on_change is not None and after.condition != state.condition:
+        changed = after.condition != state.condition
+        if self.on_outcome is not None:
+            self.on_outcome(after, changed)
+        if self._on_change is not None and changed:
             self._on_change(after)
 
     def breaker_changed(self, modality: str, is_open: bool) -> None:

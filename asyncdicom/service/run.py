@@ -20,10 +20,12 @@ from anyio.abc import TaskGroup
 
 from asyncdicom.archive import Archive
 from asyncdicom.archive.deliveries import Deliveries
+from asyncdicom.archive.sqlite import SQLiteIndex
 from asyncdicom.errors import ArchiveError, ConfigurationError
 from asyncdicom.events.relay import Bell
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.changes import Changes
+from asyncdicom.monitor.history import History
 from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.probe import DEFAULT_TIMEOUT, Probed, probe
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
@@ -109,7 +111,7 @@ class Service:
             await enter(self._archive)
             if self._archive.index is not None:
                 await self._archive.index.ping()
-                self.states.received_before(await self._archive.index.last_received())
+                await self._remember(self._archive.index)
             logger.info("the archive is open", extra={"directory": self._archive.directory})
         if self._relay is not None:
             await enter(self._relay)
@@ -133,6 +135,13 @@ class Service:
         tasks.start_soon(self.metrics.sample_loop_lag, name="loop lag")
         tasks.start_soon(self._notifier.keep_alive, name="watchdog")
         self._started = True
+
+    async def _remember(self, index: SQLiteIndex) -> None:
+        """Take up what earlier lives knew, and write down what this one learns."""
+        history = await self._stack.enter_async_context(History(index))
+        self.states.received_before(await index.last_received())
+        self.states.remember(await history.past(self._config.modality))
+        self.states.on_outcome = history.note
 
     async def run(self, drained: Callable[[float], None] = lambda seconds: None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; SIGHUP reloads. A second signal ends the drain.

@@ -209,8 +209,22 @@ class _Routes:
             }
             for sample in state.samples
         ]
+        failed = [
+            {
+                "at": moment(failure.at),
+                "operation": failure.operation,
+                "reason": failure.reason.value,
+                "status": None if failure.status is None else int(failure.status),
+                "detail": failure.detail,
+            }
+            for failure in state.failed
+        ]
+        changes = [
+            {"at": moment(change.at), "state": change.condition, "seconds": round(seconds, 3)}
+            for change, seconds in state.stretches(time.time())
+        ]
         latest = {operation: outcome.as_json() for operation, outcome in state.latest.items()}
-        return JSONResponse({**as_json(state), "latest": latest, "outcomes": samples})
+        return JSONResponse({**as_json(state), "latest": latest, "outcomes": samples, "failed": failed, "changes": changes})
 
     async def api_echo(self, request: Request) -> Response:
         """Ask a modality for an echo now. 200 whatever came of it: the answer says so."""

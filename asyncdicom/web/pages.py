@@ -169,6 +169,10 @@ def modality_fragment(state: ModalityState, now: float) -> Markup:
             _history(state.samples),
             class_="card pad",
         ),
+        element("div", element("h2", "Up and down"), _changes(state, now), class_="card pad") if state.changes else None,
+        element("div", element("h2", "Failures, however long ago"), _failures(state), class_="card pad")
+        if state.failed
+        else None,
         id="live",
         data_title=f"{peer.name} {state.condition} · asyncdicom",
     )
@@ -330,6 +334,38 @@ def _history(samples: Sequence[Sample]) -> Markup:
     return element(
         "table", element("thead", element("tr", [element("th", h, scope="col") for h in heads])), body, class_="history"
     )
+
+
+def _changes(state: ModalityState, now: float) -> Markup:
+    rows = [
+        element(
+            "tr",
+            element("td", element("time", words.moment(change.at), datetime=words.moment(change.at)), class_="mono muted"),
+            element("td", _CONDITIONS[change.condition], class_="reason" if change.condition == "down" else ""),
+            element("td", words.span(seconds)),
+        )
+        for change, seconds in reversed(state.stretches(now))
+    ]
+    return _table(("When", "State", "For"), rows)
+
+
+def _failures(state: ModalityState) -> Markup:
+    rows = [
+        element(
+            "tr",
+            element("td", element("time", words.moment(failure.at), datetime=words.moment(failure.at)), class_="mono muted"),
+            element("td", f"C-{failure.operation.upper()}", class_="mono"),
+            element("td", words.REASONS[failure.reason], class_="reason"),
+            element("td", failure.detail, class_="muted said"),
+        )
+        for failure in reversed(state.failed)
+    ]
+    return _table(("When", "Operation", "Outcome", "What it said"), rows, "history failures")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Markup], class_: str = "history") -> Markup:
+    head = element("thead", element("tr", [element("th", name, scope="col") for name in heads]))
+    return element("table", head, element("tbody", rows), class_=class_)
 
 
 def _strip(samples: Sequence[Sample], class_: str) -> Markup:

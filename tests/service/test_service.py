@@ -214,3 +214,22 @@ async def test_a_part_that_fails_ends_the_service(tmp_path: Path) -> None:
     with pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
         async with service:
             await anyio.sleep(5)
+
+
+async def test_a_restart_forgets_nothing_of_a_modality(no_leaks: Baseline, tmp_path: Path) -> None:
+    async with SimulatedModality("reject") as sim:
+        text = SCP + WEB + "[[sweep]]\nevery = 0.2\n" + entry(sim, "sim")
+        service = await made(tmp_path / "a.toml", text)
+        async with service:
+            await until(lambda: condition_of(service, "sim") == "down")
+            before = service.states.get("sim")
+        assert before is not None
+        # Without a sweep nothing is learnt anew.
+        again = await made(tmp_path / "a.toml", SCP + WEB + entry(sim, "sim"))
+        async with again, client_of(again) as client:
+            known = (await client.get("/api/modalities/sim")).json()
+            page = (await client.get("/modalities/sim")).text
+    assert (known["state"], known["reason"]) == ("down", "rejected_permanent")
+    assert known["failed"][0]["detail"] == before.failed[0].detail
+    assert [change["state"] for change in known["changes"]] == ["down"]
+    assert "Failures, however long ago" in page
