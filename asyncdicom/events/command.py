@@ -110,12 +110,18 @@ class Command:
         self._run = [str(folder / program) if folder is not None and "/" in program else program, *arguments]
         self._timeout = timeout
         self._starters: ThreadPoolExecutor | None = None
+        # For programs that nobody wants any more and that have not started yet.
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._starters = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"event-{self.name}")
         return self
 
     async def __aexit__(self, *exception: Any) -> None:
+        if self._ending:
+            await to_its_end(asyncio.wait(self._ending, timeout=_GRACE))
+        for task in self._ending:
+            task.cancel()
         if self._starters is not None:
             # A program on a file system that hangs keeps its thread; nobody waits for it.
             self._starters.shutdown(wait=False, cancel_futures=True)
@@ -131,11 +137,15 @@ class Command:
         arguments = fill(self._run, message.data)
         starting = asyncio.get_running_loop().run_in_executor(self._starters, self._start, arguments, message)
         try:
-            running = await asyncio.shield(starting)
+            with anyio.fail_after(self._timeout):
+                running = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # It may start all the same: then it is ended at once.
-            await to_its_end(_end_once_started(starting))
+            await to_its_end(asyncio.wait([self._end_later(starting)], timeout=_GRACE))
             raise
+        except TimeoutError:
+            self._end_later(starting)
+            raise DeliveryFailed(f"{self._run[0]} did not start in {self._timeout:g} s") from None
         except OSError as error:
             raise DeliveryFailed(f"{self._run[0]} cannot be started: {error.strerror}") from error
         except ValueError as error:
@@ -151,6 +161,13 @@ class Command:
         if status:
             how = f"exit status {status}" if status > 0 else f"ended by signal {-status}, {signal.strsignal(-status)}"
             raise DeliveryFailed(f"{how}; {len(output)} bytes of output are logged at level debug")
+
+    def _end_later(self, starting: asyncio.Future[_Running]) -> asyncio.Task[None]:
+        """End a program that is still to start as soon as it has."""
+        task = asyncio.get_running_loop().create_task(_end_once_started(starting))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     def _start(self, arguments: list[str], message: Message) -> _Running:
         environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}

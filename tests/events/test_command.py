@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -109,6 +112,32 @@ async def test_a_delivery_that_is_cancelled_while_it_starts_leaves_no_process(no
                 await anyio.lowlevel.checkpoint()
                 tasks.cancel_scope.cancel()
         assert await anyio.to_thread.run_sync(running, marker) == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["cancelled", "timeout"])
+async def test_a_program_that_takes_long_to_start_keeps_nobody_waiting_and_is_ended_when_it_does(
+    no_leaks: Baseline, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    marker, begin, popen = f"{os.getpid()}0005", threading.Event(), subprocess.Popen
+
+    def on_a_file_system_that_hangs(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        begin.wait(10)
+        return popen(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", on_a_file_system_that_hangs)
+    async with command("sleep", marker, timeout=0.2) as target:
+        if late:
+            with pytest.raises(DeliveryFailed, match=r"did not start in 0\.2 s"):
+                await target.deliver(MESSAGE)
+            begin.set()
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(target.deliver, MESSAGE)
+                await anyio.sleep(0.05)
+                tasks.cancel_scope.cancel()
+                begin.set()
+        await anyio.sleep(0.1)
+        await eventually(lambda: not running(marker), 2)
 
 
 async def test_a_program_that_goes_on_in_the_background_has_taken_the_event(no_leaks: Baseline) -> None:
