@@ -20,6 +20,7 @@ _HINTS = {
     "draining": "the service ends; it may come again",
     "user_identity": "its user identity is missing or not believed: see scp.user_identity, and what the peer is set to send",
     "tls": "the TLS handshake failed",
+    "protocol_version": "it asks in a version of the protocol that does not exist: what is at this address?",
     "artim": "it asked for no association within scp.artim_timeout: a port scan, a monitor, or half of a firewall rule",
 }
 

@@ -25,6 +25,8 @@ from asyncdicom import (
     StorageSCP,
 )
 from asyncdicom.modality import Engine
+from asyncdicom.monitor.metrics import REJECTION_REASONS
+from asyncdicom.scp import refusals
 from asyncdicom.testing import Certificates, HeldInstance, Wire, certificates, send_instances, synthetic_instance
 from asyncdicom.upper_layer import negotiation, pdu
 from asyncdicom.upper_layer.context import VERIFICATION
@@ -107,6 +109,10 @@ def test_beyond_loopback_it_refuses_to_open_without_knowing_who_may_in() -> None
         StorageSCP(accept, host="0.0.0.0")
     StorageSCP(accept, host="0.0.0.0", access=Access(accept_any=True))
     StorageSCP(accept, host="0.0.0.0", access=Access([AllowRule.parse("CT1")]))
+
+
+def test_every_reason_to_turn_somebody_away_says_what_to_do() -> None:
+    assert set(REJECTION_REASONS) <= set(refusals._HINTS)
 
 
 async def test_a_request_in_a_protocol_that_nobody_speaks_is_rejected_and_counted(
