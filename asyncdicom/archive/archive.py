@@ -42,7 +42,7 @@ from asyncdicom.archive.keeper import Attempt, Keeper
 from asyncdicom.archive.layout import DEFAULT_LAYOUT, Layout
 from asyncdicom.archive.placement import Placed, Placement
 from asyncdicom.archive.sqlite import SQLiteIndex
-from asyncdicom.archive.threads import end
+from asyncdicom.archive.threads import alone, end
 from asyncdicom.archive.turns import Turns
 from asyncdicom.association.received import Received
 from asyncdicom.background import to_its_end
@@ -178,13 +178,14 @@ class Archive:
             await asyncio.wait(self._under_way)
         for arriving in list(self._arriving):
             await arriving.discard()
-        if self.index is not None:
-            await self.index.close()
         self._keeper = None
         executor, self._executor = self._executor, None
         if executor is not None:
-            await aiofiles.os.wrap(self._objects.close)(executor=executor)
             await end(executor)
+        if self.index is not None:
+            await self.index.close()
+        if executor is not None:
+            await alone(self._objects.close)
 
     # Storing
 

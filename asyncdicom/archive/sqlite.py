@@ -19,7 +19,7 @@ from asyncdicom.archive.commit import GroupCommit
 from asyncdicom.archive.contract import Addition, Durability, Entry, Event, Row, StudyCounts
 from asyncdicom.archive.exclusive import hold
 from asyncdicom.archive.folders import sync_folder
-from asyncdicom.archive.threads import end
+from asyncdicom.archive.threads import alone, end
 from asyncdicom.errors import ArchiveError, ConfigurationError
 
 T = TypeVar("T")
@@ -270,10 +270,9 @@ class SQLiteIndex:
         readers, self._readers = self._readers, None
         if readers is None:
             return
-        try:
-            await asyncio.get_running_loop().run_in_executor(readers, self._close)
-        finally:
-            await end(readers)
+        # First, because a connection that is closed while a thread reads from it takes the process along.
+        await end(readers)
+        await alone(self._close)
 
     def _close(self) -> None:
         commits, self._commits = self._commits, None

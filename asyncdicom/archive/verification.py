@@ -19,7 +19,8 @@ from asyncdicom.archive.contract import Entry
 from asyncdicom.archive.directory import Directory
 from asyncdicom.archive.inspection import condition_of
 from asyncdicom.archive.sqlite import SQLiteIndex
-from asyncdicom.archive.threads import end
+from asyncdicom.archive.threads import alone, end
+from asyncdicom.background import to_its_end
 from asyncdicom.errors import ArchiveError
 
 # Hashing gives Python's lock away, so more threads are of use; the disk is what they share.
@@ -101,9 +102,13 @@ async def verify(
             if difference.path not in told_of:
                 yield difference
     finally:
-        await rows.close()
-        await loop.run_in_executor(executor, objects.close_after_reading)
-        await end(executor)
+        await to_its_end(_give_back(executor, rows, objects))
+
+
+async def _give_back(executor: ThreadPoolExecutor, rows: SQLiteIndex, objects: Directory) -> None:
+    await end(executor)
+    await rows.close()
+    await alone(objects.close_after_reading)
 
 
 def _look(objects: Directory, entry: Entry) -> Difference | None:

@@ -300,3 +300,17 @@ async def test_an_index_of_an_earlier_version_is_brought_to_the_current_one(tmp_
         return version, commitments
 
     assert await anyio.to_thread.run_sync(read) == (SCHEMA_VERSION, 0)
+
+
+async def test_closing_waits_for_whoever_was_cancelled_in_the_middle_of_reading(tmp_path: Path, no_leaks: object) -> None:
+    """A connection that is closed while a thread reads from it ends the process."""
+    slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400000) SELECT count(*) FROM n, instances"
+    for _ in range(10):
+        index = await _open(tmp_path)
+        await index.add(_entry(1))
+        reading = [asyncio.create_task(index.ask(slow)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for task in reading:
+            task.cancel()
+        await index.close()
+        assert all(task.cancelled() for task in reading)
