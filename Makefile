@@ -24,7 +24,7 @@ demo: $(VENV)/.core  ## the service, a simulated fleet and senders on loopback; 
 
 .PHONY: test
 test: peers lint  ## lint, then every test but the long forms; ARGS go to pytest
-	$(BIN)/python -m pytest --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## ruff, mypy and the import layers

@@ -75,7 +75,7 @@ def test_what_a_service_acknowledged_survives_a_hundred_kills(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     found = campaign(tmp_path / "killed", "--deaths", "100", timeout=170)
-    record_property("SIGKILL", found)
+    record_property("SIGKILL", str(found))
     found.check(100)
     # The moments were not all harmless.
     assert found.swept
@@ -94,5 +94,5 @@ def test_what_a_service_acknowledged_survives_a_thousand_kills(
     for seed in range(campaigns):
         options = ("--deaths", "100", "--durability", durability, "--duplicates", duplicates, "--seed", f"{durability} {seed}")
         found = campaign(tmp_path / str(seed), *options, timeout=300)
-        record_property(f"SIGKILL, {durability}, {duplicates}", found)
+        record_property(f"SIGKILL, {durability}, {duplicates}", str(found))
         found.check(100)

@@ -19,7 +19,7 @@ from tests.archive.dying import campaign, require_power_cuts
 def test_what_was_acknowledged_survives_power_cuts(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     require_power_cuts("mkfs.ext4")
     found = campaign(tmp_path / "cut", "--deaths", "20", cut="mkfs.ext4 -q")
-    record_property("ext4", found)
+    record_property("ext4", str(found))
     found.check(20)
 
 
@@ -40,5 +40,5 @@ def test_what_was_acknowledged_survives_many_power_cuts(
 ) -> None:
     require_power_cuts(make.split()[0])
     found = campaign(tmp_path / "cut", "--deaths", "50", "--seed", seed, "--duplicates", duplicates, cut=make, timeout=900)
-    record_property(f"{make}, {duplicates}", found)
+    record_property(f"{make}, {duplicates}", str(found))
     found.check(50)
