@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
@@ -154,7 +155,8 @@ class StorageCommitment:
             if modality is None:
                 raise ConfigurationError("modality", title, "no modality has this AE title any more")
             await self._deliver(modality, report)
-        except (OperationError, ArchiveError, ConfigurationError, OSError) as error:
+        except Exception as error:
+            # Whatever a requester named: one request must neither end the service nor hold up those of the others.
             await self._postpone(pending, error)
             return
         await self._requests.ended(pending, "reported")
@@ -202,6 +204,10 @@ class StorageCommitment:
 
     async def _postpone(self, pending: Pending, error: Exception) -> None:
         title = pending.calling_ae_title
+        if not isinstance(error, OperationError | ArchiveError | ConfigurationError | OSError):
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error("a report fails by a fault of ours: %s in %s", type(error).__name__, where.name)
+            logger.debug("traceback", exc_info=error)
         if time.time() - pending.requested_at > _PATIENCE:
             logger.error("a storage commitment of %a was never reported on: %s", title, error)
             await self._requests.ended(pending, f"given up: {error}"[:200])

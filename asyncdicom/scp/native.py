@@ -489,6 +489,8 @@ class ServedAssociation(asyncio.Protocol):
         """Do what a message asks, and send the response."""
         command = message.command
         context = self._contexts.get(message.context_id)
+        # Of this message, and of none that follows.
+        forgotten, self._has_forgotten = self._has_forgotten, False
         try:
             if context is None:
                 raise ProtocolError("a message on a presentation context that was not accepted")
@@ -498,7 +500,7 @@ class ServedAssociation(asyncio.Protocol):
                     raise ProtocolError("what cannot be answered is not kept")
                 answer: Answer | None = Answer(await self._store(message, context[1], arrived))
             elif (service := self._door.services.get((context[0], field))) is not None:
-                answer = await self._perform(service, message, context[1])
+                answer = await self._perform(service, message, context[1], forgotten=forgotten)
             else:
                 status = status_without_instance(command, context[0])
                 answer = None if status is None else Answer(status)
@@ -509,8 +511,7 @@ class ServedAssociation(asyncio.Protocol):
         except ProtocolError:
             self._refuse("protocol_error")
 
-    async def _perform(self, service: Service, message: Message, transfer_syntax: str) -> Answer:
-        forgotten, self._has_forgotten = self._has_forgotten, False
+    async def _perform(self, service: Service, message: Message, transfer_syntax: str, *, forgotten: bool) -> Answer:
         if forgotten:
             return Answer(RESOURCE_LIMITATION)
         data = b"".join(message.parts or (message.data or b"",))
@@ -558,7 +559,6 @@ class ServedAssociation(asyncio.Protocol):
     async def _store(self, message: Message, transfer_syntax: str, arrived: float) -> int:
         ingest = self._door.ingest
         if not self._may_store:
-            self._has_forgotten = False
             self._door.store_refused(self._peer, NOT_AUTHORIZED)
             return NOT_AUTHORIZED
         arriving, self._arriving = self._arriving, None

@@ -19,6 +19,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from asyncdicom import Archive, StorageSCP, associate
 from asyncdicom.archive import Stored
+from asyncdicom.archive.commitments import Pending
 from asyncdicom.association.commitment import (
     AS_SCU,
     CommitmentReport,
@@ -300,6 +301,45 @@ async def test_a_request_beyond_what_is_held_is_a_resource_limitation_and_the_as
             for asked, answer in ((large, 0x0213), (large, 0x0213), (small, 0x0000)):
                 status, _ = await association.n_action(1, module.PUSH_MODEL, module.PUSH_MODEL_INSTANCE, asked)
                 assert status == answer
+
+
+async def test_one_request_that_cannot_be_reported_on_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requester: Requester
+) -> None:
+    monkeypatch.setattr(module, "_FIRST", 0.0)
+    report_on = StorageCommitment._report_on
+
+    async def fail_for_one(commitment: StorageCommitment, pending: Pending) -> CommitmentReport:
+        if pending.transaction_uid == "1.2.3.666":
+            raise ValueError("nobody thought of this")
+        return await report_on(commitment, pending)
+
+    monkeypatch.setattr(StorageCommitment, "_report_on", fail_for_one)
+    async with serving(tmp_path, "native", requester.modality) as (archive, scp):
+        ((reference, _),) = await keep(archive, 1)
+        for transaction in ("1.2.3.666", "1.2.3.1"):
+            asked = about(reference, transaction=transaction)
+            assert await anyio.to_thread.run_sync(requester.ask, scp.port, asked) == 0x0000
+        assert (await requester.reported())[1].transaction_uid == "1.2.3.1"
+        assert archive.index is not None
+        (attempts,) = await archive.index.ask("SELECT attempts FROM commitments WHERE due_at IS NOT NULL")
+        assert attempts[0] >= 1
+
+
+async def test_what_was_forgotten_of_one_message_is_not_held_against_the_next(tmp_path: Path) -> None:
+    """A dataset that is too long for an operation without a service is read and forgotten: the request after it is another."""
+    large = about(InstanceReference("1.2", "1.2.3"))
+    large.add_new(0x00090010, "LO", "FILLER")
+    large.add_new(0x00091001, "OB", bytes(5 << 20))
+    peer = Modality("peer", ae_title="ASYNCDICOM", host="127.0.0.1", port=1)
+    async with serving(tmp_path, "native", peer) as (_, scp):
+        them = Modality("them", ae_title="THEM", host="127.0.0.1", port=scp.port)
+        async with associate(them, contexts=[AS_SCU]) as association:
+            # Nobody answers an N-EVENT-REPORT here.
+            status, _ = await association.n_event_report(1, module.PUSH_MODEL, module.PUSH_MODEL_INSTANCE, large)
+            assert status == 0x0211
+            status, _ = await request_commitment(association, [InstanceReference(CT_IMAGE_STORAGE, "1.2.3")])
+            assert status == 0x0000
 
 
 async def test_a_request_that_names_too_many_instances_is_a_resource_limitation(
