@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 
 from asyncdicom.association.transcript import overhear
 from asyncdicom.association.transport import part_with
+from asyncdicom.association.wakeup import Wakeup
 from asyncdicom.errors import AssociationAborted, ConnectionLost, OperationError, ProtocolError
 from asyncdicom.upper_layer import pdu
 from asyncdicom.upper_layer.message import Message, MessageReader
@@ -48,8 +49,7 @@ class Link(asyncio.Protocol):
         self._held = 0
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._wakeup = Wakeup()
         self._writable: asyncio.Future[None] | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._is_paused = False
@@ -85,7 +85,7 @@ class Link(asyncio.Protocol):
             self._break_off(ProtocolError(f"{self._who}: {error.detail}"), AbortReason.NOT_SPECIFIED)
         if self._frames.inside_pdu or self._messages.inside_message:
             self._acknowledge_at_once()
-        self._notify()
+        self._wakeup.notify()
 
     def _acknowledge_at_once(self) -> None:
         # A peer with Nagle on waits for our delayed acknowledgement before it sends the rest. The kernel forgets the option.
@@ -134,7 +134,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         what = "the connection was reset" if error is not None else "the connection is closed"
         self._end(ConnectionLost(f"{self._who}: {what}"))
-        self._silence()
+        self._wakeup.silence()
         if not self._closed.done():
             self._closed.set_result(None)
         self.resume_writing()
@@ -158,7 +158,7 @@ class Link(asyncio.Protocol):
             self.ended = error
             if self._transport is not None:
                 self._transport.close()
-        self._notify()
+        self._wakeup.notify()
 
     def _break_off(self, error: OperationError, reason: AbortReason) -> None:
         # PS3.8 AA-8: the peer is told, and then no longer listened to.
@@ -171,7 +171,7 @@ class Link(asyncio.Protocol):
         if self.ended is None:
             self.ended = ConnectionLost(f"{self._who}: the association is over")
             self._part(pdu.encode_abort())
-            self._notify()
+            self._wakeup.notify()
 
     def _part(self, abort: bytes) -> None:
         if self._overheard is not None:
@@ -197,10 +197,6 @@ class Link(asyncio.Protocol):
 
     # -- the association's side ---------------------------------------------------------------------------------------
 
-    def _notify(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     async def wait(self, ready: Callable[[], T | None], seconds: float, late: Late, *, in_all: bool = False) -> T:
         """Wait for something to be there.
 
@@ -220,35 +216,13 @@ class Link(asyncio.Protocol):
             left = (started if in_all else max(started, self._last_pdu)) + seconds - time.monotonic()
             if left <= 0:
                 raise late()
-            await self._changed(left)
-
-    async def _changed(self, seconds: float) -> None:
-        """Return when something has changed, or after so many seconds; now and then for nothing."""
-        loop = asyncio.get_running_loop()
-        # An alarm that rings earlier than need be is left as it is: setting one for every message costs more than that.
-        if self._alarm is None or self._alarm.when() > loop.time() + seconds:
-            self._silence()
-            self._alarm = loop.call_later(seconds, self._ring)
-        self._waiter = loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _ring(self) -> None:
-        self._alarm = None
-        self._notify()
-
-    def _silence(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+            await self._wakeup.wait(left)
 
     async def over(self, seconds: float) -> None:
         """Return once the connection is over, by whatever way, or the time is."""
         until = time.monotonic() + seconds
         while self.ended is None and (left := until - time.monotonic()) > 0:
-            await self._changed(left)
+            await self._wakeup.wait(left)
 
     @property
     def waiting(self) -> int:

@@ -15,6 +15,7 @@ import anyio
 from asyncdicom.archive import Arriving
 from asyncdicom.association.received import Received
 from asyncdicom.association.transport import LINGER, part_with
+from asyncdicom.association.wakeup import Wakeup
 from asyncdicom.errors import ProtocolError
 from asyncdicom.scp.access import certificate_names
 from asyncdicom.scp.certificates import explain
@@ -39,8 +40,6 @@ _STREAMED = 1 << 20
 _READ = 120 << 10
 # What a fragment costs besides its bytes.
 _OVERHEAD = 64
-# An alarm that rings this many seconds late is in time.
-_EARLY = 0.01
 
 
 async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: float, tls: ssl.SSLContext | None) -> None:
@@ -111,10 +110,9 @@ class ServedAssociation(asyncio.Protocol):
         self._max_length = 0
         self._transport: asyncio.Transport | None = None
         self._socket: socket.socket | None = None
-        self._changed: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self._writable: asyncio.Future[None] | None = None
         self._closed = self._loop.create_future()
-        self._alarm: asyncio.TimerHandle | None = None
         self._scope: anyio.CancelScope | None = None
         # Of a dataset that was too long to be held, and that nobody takes in parts.
         self._has_forgotten = False
@@ -160,7 +158,7 @@ class ServedAssociation(asyncio.Protocol):
             self._refuse("too_large" if self._messages.size > self._door.max_object_size else "protocol_error")
         if self._inside():
             self._acknowledge_at_once()
-        self._notify()
+        self._wakeup.notify()
 
     def _acknowledge_at_once(self) -> None:
         # A sender with Nagle on waits for our delayed acknowledgement, 40 ms an object, before it sends the rest; what ends a
@@ -259,16 +257,12 @@ class ServedAssociation(asyncio.Protocol):
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def _notify(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-
     def _over(self, ending: str) -> None:
         if self._ending is None:
             self._ending = ending
             if self._transport is not None:
                 self._transport.close()
-        self._notify()
+        self._wakeup.notify()
 
     def _refuse(self, ending: str) -> None:
         """Abort (PS3.8 AA-1, AA-8), and listen no more."""
@@ -281,7 +275,7 @@ class ServedAssociation(asyncio.Protocol):
             is_user = ending == "drain" or not self._is_established
             source = pdu.AbortSource.SERVICE_USER if is_user else pdu.AbortSource.SERVICE_PROVIDER
             part_with(self._transport, pdu.encode_abort(source))
-        self._notify()
+        self._wakeup.notify()
 
     def _reject(self, answer: tuple[int, int, int]) -> None:
         self._ending = ""
@@ -327,31 +321,13 @@ class ServedAssociation(asyncio.Protocol):
                     self._door.closed(self._peer, self._ending or None)
                     self._door.leave()
         finally:
-            self._silence()
+            self._wakeup.silence()
             self._door.ingest.budget.forget(self)
             self._door.ingest.answered()
 
     async def _wait(self, until: float) -> None:
         """Wait until something changed, or the time has come; now and then it returns for nothing."""
-        # The alarm is left as it is when it rings too early: setting it anew with every message costs more than that.
-        alarm = self._alarm
-        if alarm is None or alarm.when() > self._loop.time() + until - time.monotonic() + _EARLY:
-            self._silence()
-            self._alarm = self._loop.call_later(max(0.0, until - time.monotonic()), self._ring)
-        self._changed = self._loop.create_future()
-        try:
-            await self._changed
-        finally:
-            self._changed = None
-
-    def _ring(self) -> None:
-        self._alarm = None
-        self._notify()
-
-    def _silence(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        await self._wakeup.wait(until - time.monotonic())
 
     async def _associate(self, deadline: float) -> bool:
         """Take the request for association and answer it; False when there is no association."""
