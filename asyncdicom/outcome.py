@@ -152,6 +152,8 @@ class Outcome:
     :ivar matches: matches that came (find)
     :ivar instance: the SOP Instance UID (store)
     :ivar path: the file (store)
+    :ivar certificate_expires: when the certificate that the peer showed expires, in seconds since the epoch; None without TLS
+    :ivar tells: whether it says of the modality that it is up or down, and not only of a question that somebody had
     """
 
     modality: str
@@ -172,6 +174,8 @@ class Outcome:
     matches: int | None = None
     instance: str | None = None
     path: Path | None = None
+    certificate_expires: float | None = None
+    tells: bool = True
 
     @property
     def ok(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import queue
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -86,6 +87,7 @@ async def request(
         sock.close()
         raise ConnectionLost(f"{modality}: {os.strerror(error.errno or 0)}") from error
     association = BridgedAssociation(modality, phases)
+    association.certificate_expires = transport.expiry_of(sock.getpeercert()) if isinstance(sock, ssl.SSLSocket) else None
     with Stopwatch(phases, "associate"):
         await association._request(sock, peer_address, asked)
     return association

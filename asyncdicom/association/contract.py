@@ -153,6 +153,7 @@ class Association(ABC):
     :ivar phases: seconds by phase
     :ivar peer: how the peer names its implementation
     :ivar accepted: the presentation contexts that both agreed on
+    :ivar certificate_expires: when the certificate that the peer showed expires, in seconds since the epoch; None without TLS
     """
 
     def __init__(self, modality: Modality, phases: Phases) -> None:
@@ -160,6 +161,7 @@ class Association(ABC):
         self.phases = phases
         self.peer = Peer()
         self.accepted: tuple[AcceptedContext, ...] = ()
+        self.certificate_expires: float | None = None
 
     def context_for(self, abstract_syntax: str, transfer_syntax: str | None = None) -> AcceptedContext:
         """The accepted presentation context for an abstract syntax.

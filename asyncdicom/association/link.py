@@ -8,7 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from asyncdicom.association.transcript import overhear
 from asyncdicom.association.transport import part_with
@@ -150,6 +150,11 @@ class Link(asyncio.Protocol):
     def _deaf(self) -> bool:
         # A peer may say more after the end; it is not looked at.
         return self.ended is not None
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """The certificate that the peer showed, verified; None without TLS."""
+        return None if self._transport is None else self._transport.get_extra_info("peercert")
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

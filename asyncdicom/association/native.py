@@ -64,6 +64,7 @@ async def request(
     proposal = _propose(modality, calling_ae_title, tuple(contexts), extended_of(query))
     link = await _connect(modality, phases, proposal)
     association = NativeAssociation(modality, phases, link)
+    association.certificate_expires = transport.expiry_of(link.certificate)
     try:
         with Stopwatch(phases, "associate"):
             await association.establish(proposal)

@@ -10,9 +10,11 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -256,6 +258,14 @@ async def shake_hands(sock: ssl.SSLSocket) -> None:
             await anyio.wait_writable(sock)
         else:
             return
+
+
+def expiry_of(certificate: Mapping[str, Any] | None) -> float | None:
+    """When a certificate expires, in seconds since the epoch; None without one.
+
+    :param certificate: as :meth:`ssl.SSLSocket.getpeercert` gives it
+    """
+    return float(ssl.cert_time_to_seconds(certificate["notAfter"])) if certificate else None
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:

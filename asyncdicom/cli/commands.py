@@ -225,20 +225,24 @@ def probe(
     target: Targets,
     /,
     *,
-    module: Annotated[Literal["echo", "find", "worklist", "store"], Parameter(help="What is asked.")] = "echo",
+    module: Annotated[
+        str, Parameter(metavar="NAME", help="What is asked: echo, find, worklist, store, or a [[probe]] of the configuration.")
+    ] = "echo",
     json: Annotated[Flag, Parameter(help="The outcome as one JSON object.")] = False,
     asking: Asking = ASKING,
 ) -> int:
     """Ask one target, and show what was said on the wire and what /probe would answer.
 
     find and worklist are a C-ECHO and a C-FIND for today that is stopped at the first match; store is a C-ECHO and a C-STORE
-    of a small synthetic instance, for modalities with quirks = { probe_store = true }. No dataset is shown.
+    of a small synthetic instance, for modalities with quirks = { probe_store = true }. [[probe]] makes more of them, with
+    other keys, presentation contexts and limits. No dataset is shown.
 
     For example:
 
         asyncdicom probe pacs
         asyncdicom probe ris --module worklist
         asyncdicom probe PACS@10.1.2.3:11112 --module find --deadline 5
+        asyncdicom probe pacs --module ct-this-week
     """
     from asyncdicom.cli.probe import probe_target as command
 

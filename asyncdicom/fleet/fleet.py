@@ -160,13 +160,17 @@ class Fleet:
 
     # -- operations ---------------------------------------------------------------------------------------------------
 
-    def echo(self, targets: Sequence[Modality] | None = None) -> AsyncIterator[Outcome]:
+    def echo(
+        self, targets: Sequence[Modality] | None = None, *, require: Sequence[str] = (), tells: bool = True
+    ) -> AsyncIterator[Outcome]:
         """C-ECHO, over an association each.
 
         :param targets: whom; default all
+        :param require: abstract syntaxes that each has to accept, too; one that does not ends in ``no_context``
+        :param tells: whether observers may conclude that a modality is up or down
         :return: outcomes as they complete, exactly one per target
         """
-        return self._outcomes([EchoJob(modality, self._caller) for modality in self._whom(targets)])
+        return self._outcomes([EchoJob(modality, self._caller, require, tells=tells) for modality in self._whom(targets)])
 
     def find(
         self,
@@ -175,14 +179,16 @@ class Fleet:
         *,
         limit: int | None = None,
         merge: bool = False,
+        tells: bool = True,
     ) -> Matches:
         """C-FIND.
 
         :param limit: matches after which everybody is stopped by C-CANCEL
         :param merge: give what several archives tell of once, with all its sources; nothing comes before all have answered
+        :param tells: whether observers may conclude that a modality is up or down
         :return: matches as they come, and the outcome of each modality
         """
-        return Matches(self, query, self._whom(targets), limit, merge)
+        return Matches(self, query, self._whom(targets), limit, merge, tells)
 
     def move(
         self,
@@ -487,8 +493,11 @@ class Matches:
     :ivar outcomes: what became of each modality, filled as they complete
     """
 
-    def __init__(self, fleet: Fleet, query: Query, targets: list[Modality], limit: int | None, merge: bool) -> None:
+    def __init__(
+        self, fleet: Fleet, query: Query, targets: list[Modality], limit: int | None, merge: bool, tells: bool = True
+    ) -> None:
         self._fleet = fleet
+        self._tells = tells
         self._query = query
         self._targets = targets
         self._limit = limit
@@ -527,7 +536,8 @@ class Matches:
 
         # Merged, a limit counts what is left after merging, so no archive can be stopped early for it.
         limit = self._limit if self._merge is None else None
-        jobs = [FindJob(modality, self._fleet.caller, self._query, deliver, limit) for modality in self._targets]
+        caller, query = self._fleet.caller, self._query
+        jobs = [FindJob(modality, caller, query, deliver, limit, tells=self._tells) for modality in self._targets]
         run = Run(self._fleet, jobs, self._fleet.tell(self._ended), send.close)
         count = 0
         async with receive, send:

@@ -31,7 +31,7 @@ from asyncdicom.modality import TLS, Engine, Limits, Modality, QuietHours, Timeo
 
 CSV_COLUMNS = ("name", "ae_title", "host", "port", "groups")
 # The tables of the configuration that an inventory leaves to the service.
-SERVICE_TABLES = ("scp", "archive", "events", "sweep", "web")
+SERVICE_TABLES = ("scp", "archive", "events", "sweep", "probe", "web")
 
 
 def _ae_title(value: str) -> str:
@@ -85,6 +85,7 @@ def _deadline(value: float) -> float | None:
 
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
+OptionalAETitle = Annotated[str | None, AfterValidator(_optional_ae_title)]
 Host = Annotated[str, AfterValidator(_host)]
 
 
@@ -208,7 +209,7 @@ class ModalityTable(Table):
     ae_title: AETitle = Field(description='its AE title, such as "CT1": 1 to 16 characters')
     host: Host = Field(description='its host name or address, such as "10.1.2.3"')
     port: int = Field(default=104, ge=1, le=65_535, description="a TCP port from 1 to 65535")
-    calling_ae_title: Annotated[str | None, AfterValidator(_optional_ae_title)] = Field(
+    calling_ae_title: OptionalAETitle = Field(
         default=None, description="an AE title of 1 to 16 characters; empty for that of [ae]"
     )
     groups: Annotated[tuple[Annotated[str, AfterValidator(_group)], ...], Field(strict=False)] = Field(

@@ -15,7 +15,7 @@ from asyncdicom.association.contract import Association, InstanceHandler, Respon
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.query import Match, Query
 from asyncdicom.association.received import Received
-from asyncdicom.errors import AssociationAborted, ConnectionLost, DatasetError, OperationError
+from asyncdicom.errors import AssociationAborted, ConnectionLost, DatasetError, NoPresentationContext, OperationError
 from asyncdicom.fleet.ahead import ReadAhead
 from asyncdicom.fleet.linger import Linger
 from asyncdicom.fleet.retrieve import Ledger, difference
@@ -62,6 +62,11 @@ class Report:
     sub_operations: SubOperations | None = None
     received: int | None = None
     matches: int | None = None
+    certificate_expires: float | None = None
+
+    def met(self, association: Association) -> None:
+        """An association was established."""
+        self.peer, self.certificate_expires = association.peer, association.certificate_expires
 
     def failed(self, error: OperationError) -> None:
         """It ended by an error."""
@@ -102,13 +107,15 @@ class Job(ABC):
 
     :param modality: on whom
     :param caller: by whom
+    :param tells: whether its outcome says that the modality is up or down
     """
 
     operation: Operation
 
-    def __init__(self, modality: Modality, caller: Caller) -> None:
+    def __init__(self, modality: Modality, caller: Caller, *, tells: bool = True) -> None:
         self.modality = modality
         self.caller = caller
+        self.tells = tells
         self.attempts = 0
 
     def associate(
@@ -145,6 +152,8 @@ class Job(ABC):
             sub_operations=report.sub_operations,
             received=report.received,
             matches=report.matches,
+            certificate_expires=report.certificate_expires,
+            tells=self.tells,
             **fields,
         )
 
@@ -182,14 +191,29 @@ TRANSIENT = {Reason.REJECTED_TRANSIENT, Reason.CONNECT_REFUSED, Reason.CONNECTIO
 
 
 class EchoJob(Job):
-    """C-ECHO."""
+    """C-ECHO.
+
+    :param require: abstract syntaxes that the peer has to accept, too
+    """
 
     operation: Operation = "echo"
 
+    def __init__(self, modality: Modality, caller: Caller, require: Sequence[str] = (), *, tells: bool = True) -> None:
+        super().__init__(modality, caller, tells=tells)
+        self._require = require
+
     async def perform(self, report: Report) -> None:
-        """Associate for verification alone, and echo."""
-        async with self.associate([PresentationContext(uid.VERIFICATION)], report) as association:
-            report.peer = association.peer
+        """Associate for verification, and for what is required with it, and echo."""
+        contexts = [PresentationContext(syntax) for syntax in dict.fromkeys((uid.VERIFICATION, *self._require))]
+        async with self.associate(contexts, report) as association:
+            report.met(association)
+            accepted = {context.abstract_syntax for context in association.accepted}
+            missing = [context.abstract_syntax for context in contexts if context.abstract_syntax not in accepted]
+            if missing:
+                # All of them at once: whoever repairs the peer wants the whole list. It is no fault to answer by an abort.
+                detail = f"{self.modality}: accepted no presentation context for {', '.join(missing)}"
+                report.failed(NoPresentationContext(detail))
+                return
             report.answered(await association.echo())
 
 
@@ -213,8 +237,10 @@ class FindJob(Job):
         query: Query,
         deliver: Callable[[list[Match]], Awaitable[bool]],
         limit: int | None = None,
+        *,
+        tells: bool = True,
     ) -> None:
-        super().__init__(modality, caller)
+        super().__init__(modality, caller, tells=tells)
         self._query = query
         self._deliver = deliver
         self._limit = limit
@@ -224,7 +250,7 @@ class FindJob(Job):
         report.matches = 0
         contexts = [PresentationContext(self._query.find_sop_class)]
         async with self.associate(contexts, report, self._query) as association:
-            report.peer = association.peer
+            report.met(association)
             matches = association.find(self._query, limit=self._limit)
             # What is here is delivered together: waking whoever takes it costs more than a match.
             together: list[Match] = []
@@ -288,7 +314,7 @@ class MoveJob(RetrieveJob):
         """Associate for the information model, and move."""
         last = None
         async with self.associate([PresentationContext(self._query.move_sop_class)], report) as association:
-            report.peer = association.peer
+            report.met(association)
             responses = association.move(self._query, to=self._to)
             async for response in responses:
                 last = response
@@ -330,7 +356,7 @@ class GetJob(RetrieveJob):
         self._kept.clear()
         last = None
         async with self.associate(contexts_for_get(self._query), report) as association:
-            report.peer = association.peer
+            report.met(association)
             async for response in association.get(self._query, self._keep):
                 last = response
                 report.sub_operations, report.received = response.sub_operations, len(self._kept)
@@ -361,7 +387,7 @@ class StoreJob(Job):
             later = [instance for instance in self._left if instance.context not in now]
             self._left = later + batch
             async with self.associate(contexts, report, fresh=True) as association:
-                report.peer = association.peer
+                report.met(association)
                 await self._store(association, report, list(reversed(batch)))
 
     async def _store(self, association: Association, report: Report, instances: Sequence[Instance]) -> None:

@@ -1,8 +1,8 @@
 """One modality asked now, and what came of it as metrics of its own: blackbox_exporter's pattern.
 
-Each module is a question. ``echo`` is one C-ECHO; ``find`` and ``worklist`` are a C-ECHO and then a cheap C-FIND, because
-a C-ECHO that succeeds does not mean that queries work; ``store`` is a C-ECHO and then a C-STORE of one small synthetic
-instance, always the same, to modalities that allow it.
+Each module is a question (:mod:`asyncdicom.monitor.modules`). All of them begin with a C-ECHO. A C-FIND may follow, because a
+C-ECHO that succeeds does not mean that queries work; or a C-STORE of one small synthetic instance, always the same, to
+modalities that allow it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
 from asyncdicom.association.instance import Instance
-from asyncdicom.association.query import Query
 from asyncdicom.association.transcript import Transcript
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.fleet.fleet import Fleet
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.modules import ProbeModule
 from asyncdicom.outcome import Outcome, Phases, Reason, Status
 from asyncdicom.upper_layer.context import EXPLICIT_VR_LITTLE_ENDIAN
 
-MODULES = ("echo", "find", "worklist", "store")
 # Seconds for a probe where nobody says how long it may take.
 DEFAULT_TIMEOUT = 10.0
-# A query is there when one match is.
-_MATCHES = 1
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PHASES = ("resolve", "connect", "tls", "associate", "operation", "release")
 
@@ -40,6 +37,7 @@ _PHASES = ("resolve", "connect", "tls", "associate", "operation", "release")
 class Probed:
     """What came of a probe.
 
+    :ivar module: what was asked
     :ivar outcome: of the last operation that was tried
     :ivar duration: seconds, all of it
     :ivar timeout: seconds that it might have taken
@@ -47,12 +45,22 @@ class Probed:
     :ivar transcript: what was said on the wire, line by line
     """
 
-    module: str
+    module: ProbeModule
     outcome: Outcome
     duration: float
     timeout: float
     matches: int | None
     transcript: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the module succeeded: every operation did, and enough matches came."""
+        return self.outcome.ok and not self.has_too_few_matches
+
+    @property
+    def has_too_few_matches(self) -> bool:
+        """Whether the query succeeded with fewer matches than the module wants."""
+        return self.outcome.ok and self.matches is not None and self.matches < self.module.min_matches
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render its metrics.
@@ -64,53 +72,61 @@ class Probed:
         return encode(_registry(self)), content_type
 
 
-async def probe(fleet: Fleet, modality: Modality, module: str, timeout: float) -> Probed:
+async def probe(fleet: Fleet, modality: Modality, module: ProbeModule, timeout: float) -> Probed:
     """Ask a modality, within the limits of its fleet.
 
     :param fleet: entered
-    :param timeout: seconds
-    :raises ConfigurationError: when there is no such module, or the modality does not allow it
+    :param timeout: seconds; the module's own count where they are fewer
+    :raises ConfigurationError: when the modality does not allow it
     """
-    if module not in MODULES:
-        raise ConfigurationError("module", module, f"one of {', '.join(MODULES)}")
-    if module == "store" and not modality.probe_store:
+    if module.operation == "store" and not modality.probe_store:
         raise ConfigurationError(
-            "module", module, f"{modality.name} does not allow it: write quirks = {{ probe_store = true }} for a test archive"
+            "module",
+            module.name,
+            f"{modality.name} does not allow it: write quirks = {{ probe_store = true }} for a test archive",
         )
+    timeout = min(timeout, module.timeout or timeout)
     transcript = Transcript()
     started = time.monotonic()
-    asked = _Asked(fleet, modality)
+    asked = _Asked(fleet, modality, module)
     with transcript.listening(), anyio.move_on_after(timeout):
-        await asked.ask(module)
+        await asked.ask()
     return Probed(module, asked.concluded(started), time.monotonic() - started, timeout, asked.matches, transcript.lines)
 
 
 class _Asked:
     """The operations of one probe, one after the other as long as they succeed."""
 
-    def __init__(self, fleet: Fleet, modality: Modality) -> None:
+    def __init__(self, fleet: Fleet, modality: Modality, module: ProbeModule) -> None:
         self._fleet = fleet
-        self._modality = modality
+        self._modality = as_asked(modality, module)
+        self._module = module
         self._outcome: Outcome | None = None
         self._is_over = False
         self.matches: int | None = None
 
-    async def ask(self, module: str) -> None:
-        async for outcome in self._fleet.echo([self._modality]):
+    async def ask(self) -> None:
+        module, whom = self._module, [self._modality]
+        # A module of the configuration may want more than that the modality is up: that it does not get it is told by its
+        # own metrics, and not by the page.
+        tells = module.is_built_in
+        async for outcome in self._fleet.echo(whom, require=module.require_contexts, tells=tells):
             self._outcome = outcome
-        if module == "echo" or self._outcome is None or not self._outcome.ok:
+        if module.operation == "echo" or self._outcome is None or not self._outcome.ok:
             self._is_over = True
             return
-        if module == "store":
-            async for outcome in self._fleet.send([test_instance(self._modality)], [self._modality]):
+        if module.operation == "store":
+            async for outcome in self._fleet.send([test_instance(self._modality)], whom):
                 self._outcome = outcome
         else:
-            await self._find(_query(module))
+            await self._find(tells)
         self._is_over = True
 
-    async def _find(self, query: Query) -> None:
+    async def _find(self, tells: bool) -> None:
         self.matches = 0
-        matches = self._fleet.find(query, [self._modality], limit=_MATCHES)
+        module = self._module
+        query = module.query(datetime.now().astimezone().date())
+        matches = self._fleet.find(query, [self._modality], limit=module.limit, tells=tells)
         try:
             async for _ in matches:
                 self.matches += 1
@@ -118,10 +134,12 @@ class _Asked:
             await matches.aclose()
         outcome = matches.outcomes.get(self._modality.name)
         if outcome is not None:
-            if self.matches >= _MATCHES and outcome.reason is Reason.CANCELLED:
+            if self.matches >= module.limit and outcome.reason is Reason.CANCELLED:
                 # Enough had come, and it was told so.
                 outcome = replace(outcome, reason=Reason.OK, status=outcome.status or Status(0x0000), detail="")
-            self._outcome = outcome
+            # The association of the C-ECHO before showed the same certificate, also when there was no second one.
+            expires = outcome.certificate_expires or (self._outcome.certificate_expires if self._outcome else None)
+            self._outcome = replace(outcome, certificate_expires=expires)
 
     def concluded(self, started: float) -> Outcome:
         if self._is_over and self._outcome is not None:
@@ -129,7 +147,7 @@ class _Asked:
         modality = self._modality
         return Outcome(
             modality.name,
-            "echo" if self._outcome is None else "find",
+            "echo" if self._outcome is None else "store" if self._module.operation == "store" else "find",
             Reason.DEADLINE,
             duration=time.monotonic() - started,
             phases=Phases() if self._outcome is None else self._outcome.phases,
@@ -140,11 +158,11 @@ class _Asked:
         )
 
 
-def _query(module: str) -> Query:
-    today = datetime.now().astimezone().strftime("%Y%m%d")
-    if module == "worklist":
-        return Query(model="worklist", keys={"ScheduledProcedureStepStartDate": today, "Modality": ""})
-    return Query(level="study", keys={"StudyDate": today, "StudyInstanceUID": ""})
+def as_asked(modality: Modality, module: ProbeModule) -> Modality:
+    """A modality as a module calls it."""
+    if module.calling_ae_title is None:
+        return modality
+    return replace(modality, calling_ae_title=module.calling_ae_title)
 
 
 def test_instance(modality: Modality) -> Instance:
@@ -183,7 +201,7 @@ def _registry(probed: Probed) -> CollectorRegistry:
         made = Gauge(f"probe_{name}", text, list(labels), registry=registry)
         (made.labels(**labels) if labels else made).set(value)
 
-    gauge("success", "1 when the module succeeded.", outcome.ok)
+    gauge("success", "1 when the module succeeded.", probed.ok)
     gauge("duration_seconds", "How long the probe took.", probed.duration)
     gauge("timeout_seconds", "How long it might have taken.", probed.timeout)
     phases = Gauge(
@@ -217,8 +235,15 @@ def _registry(probed: Probed) -> CollectorRegistry:
             implementation_class_uid=peer.implementation_class_uid or "",
             implementation_version=peer.implementation_version or "",
         )
+    if outcome.certificate_expires is not None:
+        gauge(
+            "ssl_earliest_cert_expiry",
+            "When the certificate that the peer showed expires, in seconds since the epoch.",
+            outcome.certificate_expires,
+        )
     if probed.matches is not None:
         gauge("dicom_find_matches", "Matches that came, of those that were asked for.", probed.matches)
+        gauge("dicom_failed_due_to_matches", "1 when fewer matches came than the module wants.", probed.has_too_few_matches)
     return registry
 
 
@@ -227,11 +252,13 @@ def explain(probed: Probed) -> str:
     outcome = probed.outcome
     said = probed.transcript or ("nothing was said: no connection stood, or the engine is not native",)
     result = [f"{outcome.operation}: {outcome.reason.value}" + (f": {outcome.detail}" if outcome.detail else "")]
-    if not outcome.ok:
+    if probed.has_too_few_matches:
+        result.append(f"too few matches: {probed.matches}, and the module wants {probed.module.min_matches}")
+    elif not outcome.ok:
         result.append(f"look at: {outcome.remedy}")
     body = probed.render()[0].decode()
     parts = {
-        f"Probe of {outcome.modality} ({outcome.ae_title}@{outcome.host}:{outcome.port}), module {probed.module}": said,
+        f"Probe of {outcome.modality} ({outcome.ae_title}@{outcome.host}:{outcome.port}), module {probed.module.name}": said,
         "What came of it": result,
         "Metrics": body.splitlines(),
     }

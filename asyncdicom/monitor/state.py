@@ -266,7 +266,7 @@ class States(Observer):
     def operation_ended(self, outcome: Outcome) -> None:
         """Take an outcome into account; a cancelled one says nothing of the modality."""
         state = self._states.get(outcome.modality)
-        if state is None or outcome.operation not in TELLING or outcome.reason is Reason.CANCELLED:
+        if state is None or not outcome.tells or outcome.operation not in TELLING or outcome.reason is Reason.CANCELLED:
             return
         after = state.after(outcome, self._clock())
         self._states[outcome.modality] = after

@@ -44,6 +44,7 @@ from asyncdicom.scp.access import OperationName
 from asyncdicom.scp.identity import Identities
 from asyncdicom.scp.users import Users
 from asyncdicom.scp.web_token import WebTokens
+from asyncdicom.service.probe_tables import ProbeTable, ProbeTables, mistakes_in
 
 __all__ = ["Config", "ConfigurationErrors", "check", "load"]
 
@@ -238,7 +239,7 @@ class WebTable(Table):
     token_file: ExistingFile = Field(default=None, description="a file with the token that requests must carry")
 
 
-class ServiceTables(InventoryTables):
+class ServiceTables(ProbeTables, InventoryTables):
     """The whole file."""
 
     scp: ScpTable | None = Field(default=None, description="a table: [scp]")
@@ -274,6 +275,7 @@ class Config:
     fleet: FleetTable
     sweep: tuple[SweepTable, ...]
     web: WebTable | None
+    probe: tuple[ProbeTable, ...]
     modality: tuple[Modality, ...]
     token: str | None = field(default=None, repr=False)
     event_keys: tuple[bytes | None, ...] = field(default=(), repr=False)
@@ -337,6 +339,7 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
     errors += wrong
     modalities, wrong = build_modalities(entries, tables.fleet if tables else FleetTable())
     errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _names(raw)
+    errors += mistakes_in(_tables(raw, "probe"))
     token, wrong = _token(raw, base)
     errors += wrong
     event_keys, wrong = _events(raw, base)
@@ -355,6 +358,7 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
         fleet=tables.fleet,
         sweep=tables.sweep,
         web=tables.web,
+        probe=tables.probe,
         modality=modalities,
         token=token,
         event_keys=event_keys,

@@ -15,6 +15,7 @@ from asyncdicom.fleet.limits import Breaker
 from asyncdicom.fleet.tables import shown
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.metrics import Exposed
+from asyncdicom.monitor.modules import ProbeModule, modules_with
 from asyncdicom.monitor.state import ModalityState
 from asyncdicom.monitor.sweep import SweepPlan
 from asyncdicom.observe import Observer
@@ -112,6 +113,11 @@ def sweep_plans(config: Config) -> tuple[SweepPlan, ...]:
         SweepPlan(name, sweep.operation, sweep.every, sweep.targets)
         for name, sweep in zip(config.sweep_names, config.sweep, strict=True)
     )
+
+
+def probe_modules(config: Config) -> dict[str, ProbeModule]:
+    """The probe modules by their names."""
+    return modules_with(table.build() for table in config.probe)
 
 
 def exposed(config: Config) -> Exposed:

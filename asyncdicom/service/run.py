@@ -27,6 +27,7 @@ from asyncdicom.modality import Modality
 from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.history import History
 from asyncdicom.monitor.metrics import Metrics
+from asyncdicom.monitor.modules import module_named
 from asyncdicom.monitor.probe import DEFAULT_TIMEOUT, Probed, probe
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
 from asyncdicom.monitor.sweep import Sweeps
@@ -77,6 +78,7 @@ class Service:
         self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
         self._scp: StorageSCP | None = parts.make_scp(config, self._archive, self._commitment, self._observer)
         self._fleets = FleetLender()
+        self._modules = parts.probe_modules(config)
         self._sweeps = Sweeps(self._fleets.lend, self.metrics.sweep_ended)
         self._executor: ThreadPoolExecutor | None = None
         self._reloading = anyio.Lock()
@@ -292,12 +294,13 @@ class Service:
         :param timeout: seconds; None for the fleet's deadline
         :raises ConfigurationError: when the inventory has no such name, there is no such module, or it is not allowed
         """
+        chosen = module_named(self._modules, module)
         async with self._fleets.lend() as fleet:
             modality = next((modality for modality in fleet.modalities if modality.name == name), None)
             if modality is None:
                 # Neither a group nor an address: whoever can reach us must not be able to have us call anybody.
                 raise ConfigurationError("target", name, "the name of a modality of the inventory")
-            return await probe(fleet, modality, module, timeout or self._config.fleet.deadline or DEFAULT_TIMEOUT)
+            return await probe(fleet, modality, chosen, timeout or self._config.fleet.deadline or DEFAULT_TIMEOUT)
 
     async def reload(self) -> list[str]:
         """Read the configuration again: modalities, fleet, sweeps, the allow list, the users and the token. Associations go on.
@@ -348,6 +351,7 @@ class Service:
                 # The new fleet begins with closed breakers.
                 self._observer.breaker_changed(modality.name, False)
         self._config = config
+        self._modules = parts.probe_modules(config)
         self.states.configure(config.modality)
         self.metrics.configure(parts.exposed(config))
         self._sweeps.configure(parts.sweep_plans(config))
