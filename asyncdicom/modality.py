@@ -127,7 +127,7 @@ class UserIdentity:
 
 @dataclass(frozen=True, slots=True)
 class QuietHours:
-    """A time of day in which a modality is not swept, because it is off or busy.
+    """A part of the day: in which a modality is not swept, because it is off or busy; or in which alone a sweep runs.
 
     :ivar start: minutes since midnight, local time
     :ivar end: the first minute after; before the start, it goes over midnight
@@ -157,6 +157,13 @@ class QuietHours:
             return self.start <= minute < self.end
         return minute >= self.start or minute < self.end
 
+    def cover(self, now: time.struct_time) -> bool:
+        """Whether a moment is in them.
+
+        :param now: local time
+        """
+        return self.covers(now.tm_hour * 60 + now.tm_min)
+
 
 @dataclass(frozen=True, slots=True)
 class Modality:
@@ -172,6 +179,8 @@ class Modality:
     :ivar one_operation_per_association: it mishandles a second one
     :ivar quiet_hours: when it is not swept
     :ivar probe_store: a probe may send it a synthetic instance
+    :ivar down_after: failures in a row of one operation after which it is down
+    :ivar up_after: successes in a row of one operation after which that is no longer why it is down
     """
 
     name: str
@@ -188,6 +197,8 @@ class Modality:
     one_operation_per_association: bool = False
     probe_store: bool = False
     quiet_hours: tuple[QuietHours, ...] = ()
+    down_after: int = 1
+    up_after: int = 1
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -199,6 +210,9 @@ class Modality:
             raise ConfigurationError("host", self.host, "a host name or an address")
         if not 1 <= self.port <= 65_535:
             raise ConfigurationError("port", self.port, "a TCP port from 1 to 65535")
+        for name in ("down_after", "up_after"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(name, getattr(self, name), "at least 1 in a row")
 
     @classmethod
     def parse(cls, target: str) -> Modality:
@@ -217,7 +231,7 @@ class Modality:
 
         :param now: local time
         """
-        return any(hours.covers(now.tm_hour * 60 + now.tm_min) for hours in self.quiet_hours)
+        return any(hours.cover(now) for hours in self.quiet_hours)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

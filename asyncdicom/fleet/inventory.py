@@ -72,7 +72,7 @@ def _optional_text(value: str) -> str | None:
     return value or None
 
 
-def _quiet_hours(value: str) -> str:
+def _part_of_the_day(value: str) -> str:
     try:
         QuietHours.parse(value)
     except ConfigurationError as error:
@@ -87,6 +87,7 @@ def _deadline(value: float) -> float | None:
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 OptionalAETitle = Annotated[str | None, AfterValidator(_optional_ae_title)]
 Host = Annotated[str, AfterValidator(_host)]
+PartsOfTheDay = Annotated[tuple[Annotated[str, AfterValidator(_part_of_the_day)], ...], Field(strict=False)]
 
 
 class AETable(Table):
@@ -98,6 +99,8 @@ class AETable(Table):
 
 
 _SECONDS = "a number of seconds above 0, such as 5.0"
+# A history keeps 60 outcomes, which several sweeps share.
+_IN_A_ROW = "a number of outcomes in a row from 1 to 20"
 
 
 class TimeoutsTable(Table):
@@ -133,6 +136,8 @@ class FleetTable(Table):
     retries: int = Field(default=0, ge=0, le=10, description="a number of further attempts from 0 to 10")
     breaker: BreakerTable = Field(default=BreakerTable(), description="a table such as { failures = 5, open_for = 60.0 }")
     timeouts: TimeoutsTable = Field(default=TimeoutsTable(), description="a table such as { connect = 3.0, operation = 10.0 }")
+    down_after: int = Field(default=1, ge=1, le=20, description=_IN_A_ROW)
+    up_after: int = Field(default=1, ge=1, le=20, description=_IN_A_ROW)
 
 
 class PeerTLSTable(Table):
@@ -224,9 +229,9 @@ class ModalityTable(Table):
     user_identity: UserIdentityTable | None = Field(
         default=None, description='a table such as { kind = "username+passcode", username = "...", passcode_file = "..." }'
     )
-    quiet_hours: Annotated[tuple[Annotated[str, AfterValidator(_quiet_hours)], ...], Field(strict=False)] = Field(
-        default=(), description='an array of times of day, such as ["22:00-06:00"]'
-    )
+    quiet_hours: PartsOfTheDay = Field(default=(), description='an array of times of day, such as ["22:00-06:00"]')
+    down_after: int | None = Field(default=None, ge=1, le=20, description=_IN_A_ROW)
+    up_after: int | None = Field(default=None, ge=1, le=20, description=_IN_A_ROW)
     quirks: QuirksTable = Field(default=QuirksTable(), description="a table such as { one_operation_per_association = true }")
 
     def build(self, path: str, fleet: FleetTable) -> Modality:
@@ -252,6 +257,8 @@ class ModalityTable(Table):
                 one_operation_per_association=self.quirks.one_operation_per_association,
                 probe_store=self.quirks.probe_store,
                 quiet_hours=tuple(QuietHours.parse(hours) for hours in self.quiet_hours),
+                down_after=self.down_after or fleet.down_after,
+                up_after=self.up_after or fleet.up_after,
             )
         except ConfigurationError as error:
             where = error.path if error.path.startswith(path) else f"{path}.{error.path}"

@@ -428,9 +428,9 @@ class _PerModality(Collector):
         )
         for state in states:
             name = state.modality.name
-            if state.condition != "unknown" or name in swept:
+            if state.succeeds is not None or name in swept:
                 # One that nobody asks has no series: a NaN for ever would spoil every sum.
-                up.add_metric([name], {"up": 1.0, "down": 0.0, "unknown": math.nan}[state.condition])
+                up.add_metric([name], math.nan if state.succeeds is None else float(state.succeeds))
             success.add_metric([name], state.last_success or 0.0)
             breaker.add_metric([name], float(state.breaker_open))
         yield from (up, success, breaker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Literal, get_args
 
@@ -14,7 +14,7 @@ from pydicom.uid import UID_dictionary
 
 from asyncdicom.association.query import Level, Query
 from asyncdicom.errors import ConfigurationError
-from asyncdicom.modality import check_ae_title
+from asyncdicom.modality import Modality, check_ae_title
 from asyncdicom.upper_layer import context as uid
 
 ModuleOperation = Literal["echo", "find", "worklist", "store"]
@@ -80,6 +80,10 @@ class ProbeModule:
     def limit(self) -> int:
         """Matches after which enough is known, and the peer is stopped."""
         return max(1, self.min_matches)
+
+    def calls(self, modality: Modality) -> Modality:
+        """A modality as it is called."""
+        return modality if self.calling_ae_title is None else replace(modality, calling_ae_title=self.calling_ae_title)
 
     def query(self, today: date) -> Query:
         """What a module that is a query asks.

@@ -99,7 +99,7 @@ class _Asked:
 
     def __init__(self, fleet: Fleet, modality: Modality, module: ProbeModule) -> None:
         self._fleet = fleet
-        self._modality = as_asked(modality, module)
+        self._modality = module.calls(modality)
         self._module = module
         self._outcome: Outcome | None = None
         self._is_over = False
@@ -156,13 +156,6 @@ class _Asked:
             host=modality.host,
             port=modality.port,
         )
-
-
-def as_asked(modality: Modality, module: ProbeModule) -> Modality:
-    """A modality as a module calls it."""
-    if module.calling_ae_title is None:
-        return modality
-    return replace(modality, calling_ae_title=module.calling_ae_title)
 
 
 def test_instance(modality: Modality) -> Instance:

@@ -7,7 +7,7 @@ change under its hands, and taking it costs nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -77,10 +77,30 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether an operation is held to work: its first outcome decides at once, then several in a row that say otherwise.
+
+    :ivar works: what is held
+    :ivar against: the last outcomes that said otherwise, in a row
+    """
+
+    works: bool
+    against: int = 0
+
+    def after(self, ok: bool, modality: Modality) -> Standing:
+        """The standing after one more outcome."""
+        if ok == self.works:
+            return Standing(self.works)
+        needed = modality.down_after if self.works else modality.up_after
+        return Standing(ok) if self.against + 1 >= needed else Standing(self.works, self.against + 1)
+
+
+@dataclass(frozen=True, slots=True)
 class ModalityState:
     """What is known of one modality.
 
     :ivar latest: the last outcome of each telling operation
+    :ivar standings: of each of them, whether it is held to work
     :ivar last: the last outcome of all
     :ivar since: since when it is up or down, in seconds since the epoch; None while that is unknown
     :ivar last_success: when a telling operation last succeeded
@@ -94,6 +114,7 @@ class ModalityState:
 
     modality: Modality
     latest: Mapping[Operation, Outcome] = field(default_factory=lambda: MappingProxyType({}))
+    standings: Mapping[Operation, Standing] = field(default_factory=lambda: MappingProxyType({}))
     last: Outcome | None = None
     since: float | None = None
     last_success: float | None = None
@@ -106,14 +127,22 @@ class ModalityState:
 
     @property
     def condition(self) -> Condition:
-        """Up when every operation that is asked of it succeeded the last time: a C-ECHO alone does not prove queries."""
-        if not self.latest:
+        """Up when every operation that is asked of it is held to work: a C-ECHO alone does not prove queries.
+
+        It is what events tell. ``down_after`` and ``up_after`` of the modality keep single outcomes from changing it.
+        """
+        if not self.standings:
             return "unknown"
-        return "up" if all(outcome.ok for outcome in self.latest.values()) else "down"
+        return "up" if all(standing.works for standing in self.standings.values()) else "down"
+
+    @property
+    def succeeds(self) -> bool | None:
+        """Whether every operation that is asked of it succeeded the last time; None before the first. The metric is this."""
+        return all(outcome.ok for outcome in self.latest.values()) if self.latest else None
 
     @property
     def telling(self) -> Outcome | None:
-        """The outcome that explains the condition: a failure where there is one."""
+        """The outcome that is shown: a failure where there is one, also while the modality is still held to be up."""
         return next((outcome for outcome in self.latest.values() if not outcome.ok), self.last)
 
     @property
@@ -140,6 +169,8 @@ class ModalityState:
             return replace(self, samples=(*self.samples, sample)[-KEPT_OUTCOMES:])
         before = self.condition
         latest = {**self.latest, outcome.operation: outcome}
+        known = self.standings.get(outcome.operation)
+        standing = Standing(outcome.ok) if known is None else known.after(outcome.ok, self.modality)
         samples = (*self.samples, Sample(now, outcome.operation, outcome.reason, outcome.duration))[-KEPT_OUTCOMES:]
         failed = self.failed
         if not outcome.ok:
@@ -148,6 +179,7 @@ class ModalityState:
         state = replace(
             self,
             latest=MappingProxyType(latest),
+            standings=MappingProxyType({**self.standings, outcome.operation: standing}),
             last=outcome,
             last_success=now if outcome.ok else self.last_success,
             failures=0 if outcome.ok else self.failures + 1,
@@ -162,11 +194,15 @@ class ModalityState:
         """The state with what an earlier life knew: it is as up or down as it was then, until it is asked again."""
         details = {failure.at: failure for failure in past.failed}
         latest: dict[Operation, Outcome] = {}
+        standings: dict[Operation, Standing] = {}
         failures = 0
         for sample in past.samples:
             if sample.reason is Reason.BREAKER_OPEN:
                 continue
             failures = 0 if sample.reason is Reason.OK else failures + 1
+            works = sample.reason is Reason.OK
+            standing = standings.get(sample.operation)
+            standings[sample.operation] = Standing(works) if standing is None else standing.after(works, self.modality)
             known = details.get(sample.at)
             latest[sample.operation] = Outcome(
                 self.modality.name,
@@ -183,6 +219,7 @@ class ModalityState:
         return replace(
             self,
             latest=MappingProxyType(latest),
+            standings=MappingProxyType(_as_told(standings, latest, past.changes)),
             last=latest.get(past.samples[-1].operation) if past.samples else None,
             since=past.changes[-1].at if past.changes else None,
             last_success=max(succeeded, default=None),
@@ -191,6 +228,21 @@ class ModalityState:
             failed=tuple(past.failed[-KEPT_FAILURES:]),
             changes=tuple(past.changes[-KEPT_CHANGES:]),
         )
+
+
+def _as_told(
+    standings: Mapping[Operation, Standing], latest: Mapping[Operation, Outcome], changes: Sequence[Change]
+) -> dict[Operation, Standing]:
+    """The standings, made to agree with the last change that was told.
+
+    They can differ where the numbers of outcomes in a row were changed between two lives, or where the outcomes that
+    decided are no longer kept. Whoever was told of an event is to be told of its end.
+    """
+    was_up = None if not changes else changes[-1].condition == "up"
+    if was_up is None or all(standing.works for standing in standings.values()) == was_up:
+        return dict(standings)
+    failing = {operation for operation, outcome in latest.items() if not outcome.ok} or set(latest)
+    return {operation: Standing(was_up or operation not in failing) for operation in standings}
 
 
 def worst_first(states: Iterable[ModalityState]) -> list[ModalityState]:

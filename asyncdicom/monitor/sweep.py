@@ -8,13 +8,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from asyncdicom.modality import Modality
+from asyncdicom.modality import QuietHours as PartOfTheDay
 from asyncdicom.outcome import Outcome, Rejected
+
+if TYPE_CHECKING:
+    from asyncdicom.monitor.modules import ProbeModule
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +38,16 @@ class SweepPlan:
     :ivar name: its label in the metrics
     :ivar every: seconds from start to start
     :ivar targets: names, ``@group`` or ``@all``
+    :ivar module: what is asked in place of the operation's own question; it is of that operation
+    :ivar between: parts of the day, local time, in which alone it runs; none for always
     """
 
     name: str
     operation: Literal["echo", "find"]
     every: float
     targets: tuple[str, ...]
+    module: ProbeModule | None = None
+    between: tuple[PartOfTheDay, ...] = ()
 
 
 class Asked(Protocol):
@@ -47,7 +56,7 @@ class Asked(Protocol):
     def select(self, *targets: str) -> list[Modality]:
         """The modalities that the targets name."""
 
-    def echo(self, targets: Sequence[Modality] | None = None) -> AsyncIterator[Outcome]:
+    def echo(self, targets: Sequence[Modality] | None = None, *, require: Sequence[str] = ()) -> AsyncIterator[Outcome]:
         """Ask each for an echo."""
 
     def find(self, query: Any, targets: Sequence[Modality] | None = None, *, limit: int | None = None) -> Any:
@@ -67,6 +76,11 @@ class Restraint:
         self._now = now
         # By sweep and modality: how many turns it is still left out of, and of how many it was the last time.
         self._left_out: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def is_its_time(self, between: Sequence[PartOfTheDay]) -> bool:
+        """Whether a sweep that runs in parts of the day alone is to run now."""
+        now = self._now()
+        return not between or any(part.cover(now) for part in between)
 
     def whom(self, sweep: str, modalities: Sequence[Modality]) -> list[Modality]:
         """Those that are to be asked in this turn."""
@@ -163,15 +177,22 @@ class Sweeps:
                 await anyio.sleep(max(0.0, due + jitter - now))
 
     async def _run(self, plan: SweepPlan) -> None:
+        if not self._restraint.is_its_time(plan.between):
+            return
+        module = plan.module
         async with self._fleet() as fleet:
             modalities = self._restraint.whom(plan.name, fleet.select(*plan.targets))
             if not modalities:
                 return
+            if module is not None:
+                modalities = [module.calls(modality) for modality in modalities]
             if plan.operation == "echo":
-                async for outcome in fleet.echo(modalities):
+                asked = fleet.echo(modalities) if module is None else fleet.echo(modalities, require=module.require_contexts)
+                async for outcome in asked:
                     self._restraint.heard(plan.name, outcome)
             else:
-                matches = fleet.find(_cheapest_query(), modalities, limit=1)
+                query = _cheapest_query() if module is None else module.query(datetime.now().astimezone().date())
+                matches = fleet.find(query, modalities, limit=1)
                 async for _ in matches:
                     pass
                 for outcome in matches.outcomes.values():

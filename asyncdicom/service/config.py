@@ -24,6 +24,7 @@ from asyncdicom.fleet.inventory import (
     FleetTable,
     Host,
     InventoryTables,
+    PartsOfTheDay,
     build_modalities,
     list_entries,
 )
@@ -44,7 +45,7 @@ from asyncdicom.scp.access import OperationName
 from asyncdicom.scp.identity import Identities
 from asyncdicom.scp.users import Users
 from asyncdicom.scp.web_token import WebTokens
-from asyncdicom.service.probe_tables import ProbeTable, ProbeTables, mistakes_in
+from asyncdicom.service.probe_tables import ProbeTable, ProbeTables, mistakes_in, mistakes_in_sweeps
 
 __all__ = ["Config", "ConfigurationErrors", "check", "load"]
 
@@ -227,8 +228,10 @@ class SweepTable(Table):
         default=None, description="a label for the metrics; the operation and its number by default"
     )
     operation: Literal["echo", "find"] = Field(default="echo", description='"echo" or "find"')
+    module: str | None = Field(default=None, description='the name of a [[probe]], or "worklist"')
     every: Seconds = Field(default=30.0, description=_SECONDS)
     targets: Texts = Field(default=("@all",), description='an array of names, "@group" or "@all"')
+    between: PartsOfTheDay = Field(default=(), description='an array of times of day, such as ["07:00-19:00"]')
 
 
 class WebTable(Table):
@@ -297,8 +300,8 @@ class Config:
 
     @property
     def sweep_names(self) -> tuple[str, ...]:
-        """One name for each sweep: its own, or its operation, numbered where that is taken."""
-        return _named([(sweep.name, sweep.operation) for sweep in self.sweep])
+        """One name for each sweep: its own, or its module or operation, numbered where that is taken."""
+        return _named([(sweep.name, sweep.module or sweep.operation) for sweep in self.sweep])
 
     @property
     def event_target_names(self) -> tuple[str, ...]:
@@ -339,7 +342,8 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
     errors += wrong
     modalities, wrong = build_modalities(entries, tables.fleet if tables else FleetTable())
     errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _names(raw)
-    errors += mistakes_in(_tables(raw, "probe"))
+    probes = _tables(raw, "probe")
+    errors += mistakes_in(probes) + mistakes_in_sweeps(_tables(raw, "sweep"), probes)
     token, wrong = _token(raw, base)
     errors += wrong
     event_keys, wrong = _events(raw, base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from asyncdicom.archive import Archive
 from asyncdicom.errors import ConfigurationError
@@ -13,7 +13,7 @@ from asyncdicom.events.relay import Bell, Relay
 from asyncdicom.fleet.fleet import Fleet
 from asyncdicom.fleet.limits import Breaker
 from asyncdicom.fleet.tables import shown
-from asyncdicom.modality import Modality
+from asyncdicom.modality import Modality, QuietHours
 from asyncdicom.monitor.metrics import Exposed
 from asyncdicom.monitor.modules import ProbeModule, modules_with
 from asyncdicom.monitor.state import ModalityState
@@ -23,7 +23,7 @@ from asyncdicom.outcome import Operation
 from asyncdicom.scp.access import Access, AllowRule, ServerTLS
 from asyncdicom.scp.commitment import StorageCommitment, Whom
 from asyncdicom.scp.server import StorageSCP
-from asyncdicom.service.config import Config, ScpTable
+from asyncdicom.service.config import Config, ScpTable, SweepTable
 
 # What a reload changes; the rest of the file is read when the service starts.
 _RELOADED = {"scp": {"allow", "accept_any", "user_identity"}, "web": {"token_file"}}
@@ -109,10 +109,24 @@ def make_fleet(config: Config, observer: Observer) -> Fleet:
 
 def sweep_plans(config: Config) -> tuple[SweepPlan, ...]:
     """The sweeps, each with its name."""
+    modules = probe_modules(config)
     return tuple(
-        SweepPlan(name, sweep.operation, sweep.every, sweep.targets)
+        SweepPlan(
+            name,
+            _operation_of(sweep, modules),
+            sweep.every,
+            sweep.targets,
+            None if sweep.module is None else modules[sweep.module],
+            tuple(QuietHours.parse(hours) for hours in sweep.between),
+        )
         for name, sweep in zip(config.sweep_names, config.sweep, strict=True)
     )
+
+
+def _operation_of(sweep: SweepTable, modules: Mapping[str, ProbeModule]) -> Literal["echo", "find"]:
+    if sweep.module is None:
+        return sweep.operation
+    return "find" if modules[sweep.module].is_query else "echo"
 
 
 def probe_modules(config: Config) -> dict[str, ProbeModule]:
@@ -220,6 +234,7 @@ def _server_tls(scp: ScpTable) -> ServerTLS | None:
 
 def _swept(config: Config) -> Mapping[Operation, frozenset[str]]:
     swept: dict[Operation, frozenset[str]] = {}
+    modules = probe_modules(config)
     for sweep in config.sweep:
         names = {
             modality.name
@@ -227,5 +242,6 @@ def _swept(config: Config) -> Mapping[Operation, frozenset[str]]:
             for target in sweep.targets
             if target in ("@all", modality.name) or (target.removeprefix("@") in modality.groups and target.startswith("@"))
         }
-        swept[sweep.operation] = swept.get(sweep.operation, frozenset()) | names
+        operation = _operation_of(sweep, modules)
+        swept[operation] = swept.get(operation, frozenset()) | names
     return swept

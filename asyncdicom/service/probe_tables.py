@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,9 +16,12 @@ from asyncdicom.fleet.tables import Seconds, Table, Texts, read_toml, shown, val
 if TYPE_CHECKING:
     from asyncdicom.monitor.modules import ProbeModule
 
+_BUILT_IN = ("echo", "find", "worklist", "store")
 _QUERIES = ("find", "worklist")
 # Of what each key speaks, where not every operation has it.
 _ONLY_FOR: dict[str, tuple[str, ...]] = {"level": ("find",), "keys": _QUERIES, "min_matches": _QUERIES}
+# A sweep has one association for each modality, and its outcome is that of the query.
+_UNUSED_BY_SWEEPS = {"min_matches", "require_contexts"}
 
 
 class ProbeTable(Table):
@@ -84,6 +88,35 @@ def mistakes_in(tables: Sequence[Mapping[str, Any]]) -> list[ConfigurationError]
                 remedy = f'the operation "{operation}" does not use it: remove it'
                 errors.append(ConfigurationError(f"{path}.{key}", shown(f"{path}.{key}", table[key]), remedy))
         errors += _of_dicom(path, table)
+    return errors
+
+
+def mistakes_in_sweeps(sweeps: Sequence[Mapping[str, Any]], probes: Sequence[Mapping[str, Any]]) -> list[ConfigurationError]:
+    """Every mistake in the modules that sweeps ask by.
+
+    :param sweeps: as they were read
+    :param probes: as they were read
+    """
+    own = {table["name"]: table for table in probes if isinstance(table.get("name"), str)}
+    modules: dict[str, Mapping[str, Any]] = {**{name: {"operation": name} for name in _BUILT_IN}, **own}
+    errors: list[ConfigurationError] = []
+    for index, sweep in enumerate(sweeps):
+        path, name = f"sweep[{index}].module", sweep.get("module")
+        if not isinstance(name, str):
+            continue
+        if "operation" in sweep:
+            remedy = "the module says what is asked: remove one of the two"
+            errors.append(ConfigurationError(f"sweep[{index}].operation", sweep["operation"], remedy))
+        if name not in modules:
+            near = difflib.get_close_matches(name, sorted(modules), n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"modules are: {', '.join(modules)}"
+            errors.append(ConfigurationError(path, name, f"no [[probe]] has this name; {hint}"))
+        elif modules[name].get("operation") == "store":
+            remedy = "a sweep stores nothing: write a module that is an echo or a query"
+            errors.append(ConfigurationError(path, name, remedy))
+        elif modules[name].get("operation") in _QUERIES and (unused := _UNUSED_BY_SWEEPS & set(modules[name])):
+            remedy = f"a sweep asks whether queries are answered: write a module without {' and '.join(sorted(unused))}"
+            errors.append(ConfigurationError(path, name, remedy))
     return errors
 
 

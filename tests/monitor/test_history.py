@@ -122,3 +122,40 @@ async def test_what_the_index_does_not_take_waits(tmp_path: Path, monkeypatch: p
         life.ask("ct1", Reason.ABORTED)
     async with Life(tmp_path, CT1) as life:
         assert [sample.reason for sample in life.of("ct1").samples] == [Reason.OK, Reason.ABORTED]
+
+
+async def test_a_restart_goes_on_counting_outcomes_in_a_row(tmp_path: Path, no_leaks: object) -> None:
+    patient = Modality("ct1", ae_title="CT1", host="127.0.0.1", down_after=3, up_after=2)
+    told = ""
+    # Each letter is an outcome, each word a life.
+    for life_number, word in enumerate([".", "x", "xb", "x", ".", "x.", "."]):
+        async with Life(tmp_path, patient, start=10_000.0 * (life_number + 1)) as life:
+            before = life.of("ct1")
+            for mark in word:
+                life.ask("ct1", {".": Reason.OK, "x": Reason.ABORTED, "b": Reason.BREAKER_OPEN}[mark])
+            told += life.of("ct1").condition[0]
+            known = life.of("ct1").standings
+        async with Life(tmp_path, patient) as life:
+            assert life.of("ct1").standings == known
+            assert life.of("ct1").condition[0] == told[-1]
+    assert told == "uuudddu"
+    assert before.condition == "down"
+    async with Life(tmp_path, patient) as life:
+        assert [change.condition for change in life.of("ct1").changes] == ["up", "down", "up"]
+
+
+@pytest.mark.parametrize(("reasons", "told"), [((Reason.OK, Reason.ABORTED), "down"), ((Reason.ABORTED, Reason.OK), "up")])
+async def test_other_numbers_in_a_row_do_not_change_what_was_told(
+    tmp_path: Path, reasons: tuple[Reason, ...], told: str
+) -> None:
+    """An event ``modality.down`` was sent: one that says the contrary is sent by an outcome, and not left out by a restart."""
+    async with Life(tmp_path, CT1) as life:
+        for reason in reasons:
+            life.ask("ct1", reason)
+        assert life.of("ct1").condition == told
+    patient = Modality("ct1", ae_title="CT1", host="127.0.0.1", down_after=5, up_after=5)
+    async with Life(tmp_path, patient) as life:
+        assert life.of("ct1").condition == told
+    async with Life(tmp_path, CT1, start=9000.0) as life:
+        life.ask("ct1", reasons[0])
+        assert life.of("ct1").changes[-1].condition != told

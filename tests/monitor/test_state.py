@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.state import KEPT_OUTCOMES, Broadcast, ModalityState, States, StorageState, worst_first
 from asyncdicom.observe import Observer
@@ -45,6 +49,78 @@ def test_since_is_the_moment_of_the_last_change() -> None:
     assert state_of(states).last_success == 5
     assert changes[1].failures == 1
     assert state_of(states).failures == 0
+
+
+_PATIENT = Modality("ct1", ae_title="CT1", host="127.0.0.1", port=104, down_after=3, up_after=2)
+
+
+def told_of(modality: Modality, outcomes: str, operation: Operation = "echo") -> str:
+    """The condition after each outcome: ``.`` succeeds, ``x`` fails, ``b`` was not asked."""
+    states = States([modality])
+    reasons = {".": Reason.OK, "x": Reason.CONNECT_TIMEOUT, "b": Reason.BREAKER_OPEN}
+    told = ""
+    for mark in outcomes:
+        states.operation_ended(outcome(reason=reasons[mark], operation=operation))
+        told += {"up": "U", "down": "D", "unknown": "?"}[state_of(states).condition]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "told"),
+    [
+        ("x", "D"),
+        (".", "U"),
+        (".xx.xx.xxx", "UUUUUUUUUD"),
+        ("x.x.x..", "DDDDDDU"),
+        ("x..xxx..", "DDUUUDDU"),
+        (".xxbbx.b.", "UUUUUDDDU"),
+    ],
+)
+def test_the_first_outcome_decides_at_once_and_then_several_in_a_row(outcomes: str, told: str) -> None:
+    assert told_of(_PATIENT, outcomes) == told
+
+
+def test_by_default_every_outcome_decides() -> None:
+    assert told_of(CT1, ".x.xx.") == "UDUDDU"
+
+
+def test_each_operation_counts_for_itself_and_all_of_them_have_to_work() -> None:
+    changes: list[str] = []
+    states = States([_PATIENT], on_change=lambda state: changes.append(state.condition))
+    for operation, reason in (
+        ("echo", Reason.OK),
+        ("find", Reason.OK),
+        # Three failures in a row, but of two operations.
+        ("echo", Reason.ABORTED),
+        ("find", Reason.ABORTED),
+        ("echo", Reason.ABORTED),
+        ("echo", Reason.OK),
+        ("find", Reason.ABORTED),
+        ("find", Reason.ABORTED),
+        # Echoes that succeed do not make up for queries that do not.
+        ("echo", Reason.OK),
+        ("echo", Reason.OK),
+        ("find", Reason.OK),
+        ("find", Reason.OK),
+    ):
+        states.operation_ended(outcome(operation=operation, reason=reason))  # type: ignore[arg-type]
+    assert changes == ["up", "down", "up"]
+
+
+def test_the_last_outcome_is_shown_at_once_while_the_condition_waits() -> None:
+    states = States([_PATIENT])
+    for reason in (Reason.OK, Reason.CONNECT_REFUSED):
+        states.operation_ended(outcome(reason=reason))
+    state = state_of(states)
+    assert (state.condition, state.succeeds) == ("up", False)
+    assert state.telling is not None
+    assert state.telling.reason is Reason.CONNECT_REFUSED
+
+
+def test_a_question_that_somebody_had_changes_nothing() -> None:
+    states = States([CT1])
+    states.operation_ended(replace(outcome(reason=Reason.NO_CONTEXT), tells=False))
+    assert state_of(states) == ModalityState(CT1)
 
 
 def test_an_echo_that_succeeds_does_not_hide_a_find_that_fails() -> None:

@@ -13,6 +13,7 @@ import pytest
 from asyncdicom.association.query import Query
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import Modality, QuietHours
+from asyncdicom.monitor.modules import ProbeModule
 from asyncdicom.monitor.sweep import Restraint, SweepPlan, Sweeps
 from asyncdicom.outcome import Outcome, Reason, Rejected
 
@@ -40,6 +41,8 @@ class Asked:
         self.echoes = 0
         self.modalities = [CT1]
         self.queries: list[Query] = []
+        self.called: list[str | None] = []
+        self.required: Sequence[str] = ()
         self.now = 0
         self.most = 0
         self.lent = 0
@@ -57,7 +60,9 @@ class Asked:
             raise ConfigurationError("target", "@gone", "no such group")
         return self.modalities
 
-    async def echo(self, targets: Sequence[Modality] | None = None) -> AsyncIterator[Outcome]:
+    async def echo(self, targets: Sequence[Modality] | None = None, *, require: Sequence[str] = ()) -> AsyncIterator[Outcome]:
+        self.called = [modality.calling_ae_title for modality in targets or ()]
+        self.required = require
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -211,3 +216,28 @@ async def test_a_sweep_leaves_out_whoever_is_not_to_be_asked() -> None:
         sweeps.configure([SweepPlan("echo", "echo", 0.02, ("@all",))])
         await until(lambda: len(ended) >= 3)
     assert asked.echoes == 0
+
+
+async def test_a_sweep_asks_by_a_module() -> None:
+    asked = Asked()
+    ris = ProbeModule("ris", "worklist", keys=(("Modality", "CT"),))
+    takes = ProbeModule("takes-ct", "echo", calling_ae_title="MONITOR", require_contexts=("1.2.840.10008.5.1.4.1.1.2",))
+    async with Sweeps(asked.lend) as sweeps:
+        sweeps.configure([SweepPlan("ris", "find", 0.02, ("@all",), ris), SweepPlan("takes", "echo", 0.02, ("@all",), takes)])
+        await until(lambda: asked.queries and asked.echoes)
+    assert (asked.queries[0].model, asked.queries[0].keys) == ("worklist", {"Modality": "CT"})
+    assert (asked.called, asked.required) == (["MONITOR"], ("1.2.840.10008.5.1.4.1.1.2",))
+
+
+async def test_a_sweep_runs_in_its_parts_of_the_day_alone_and_its_turns_go_on() -> None:
+    asked, ended = Asked(), []
+    now = time.strptime("2026-03-02 05:59", "%Y-%m-%d %H:%M")
+    restraint = Restraint(lambda: now)
+    day = (QuietHours.parse("06:00-20:00"), QuietHours.parse("23:00-01:00"))
+    async with Sweeps(asked.lend, lambda name, seconds: ended.append(name), restraint) as sweeps:
+        sweeps.configure([SweepPlan("day", "echo", 0.01, ("@all",), between=day)])
+        await until(lambda: len(ended) >= 3)
+        assert asked.echoes == 0
+        for at in ("06:00", "00:59"):
+            before, now = asked.echoes, time.strptime(f"2026-03-02 {at}", "%Y-%m-%d %H:%M")
+            await until(lambda before=before: asked.echoes > before)

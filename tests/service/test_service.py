@@ -16,7 +16,7 @@ from asyncdicom.errors import ConfigurationError
 from asyncdicom.service.config import load
 from asyncdicom.service.logs import logging_to
 from asyncdicom.service.run import Service
-from asyncdicom.testing import SimulatedModality, send_instances, synthetic_study
+from asyncdicom.testing import Behaviour, SimulatedModality, send_instances, synthetic_study
 from tests.conftest import Baseline
 
 
@@ -233,3 +233,29 @@ async def test_a_restart_forgets_nothing_of_a_modality(no_leaks: Baseline, tmp_p
     assert known["failed"][0]["detail"] == before.failed[0].detail
     assert [change["state"] for change in known["changes"]] == ["down"]
     assert "Failures, however long ago" in page
+
+
+async def test_a_sweep_by_a_module_decides_what_is_up(no_leaks: Baseline, tmp_path: Path) -> None:
+    """A device that echoes, answers no worklist: that is what the sweep is for."""
+    verification = {"1.2.840.10008.1.1"}
+    sweeps = '[[sweep]]\nevery = 0.1\n[[sweep]]\nmodule = "worklist"\nevery = 0.1\n'
+    async with SimulatedModality() as ris, SimulatedModality(sop_classes=verification) as ct:
+        service = await made(tmp_path / "a.toml", WEB + sweeps + entry(ris, "ris") + entry(ct, "ct"))
+        async with service, client_of(service) as client:
+            await until(lambda: ris.queries and condition_of(service, "ris") == "up" and condition_of(service, "ct") == "down")
+            text = (await client.get("/metrics")).text
+    assert 'asyncdicom_sweep_duration_seconds{sweep="worklist"}' in text
+    assert 'asyncdicom_modality_last_duration_seconds{modality="ct",operation="find"}' in text
+
+
+async def test_one_failure_is_shown_and_two_are_told(no_leaks: Baseline, tmp_path: Path) -> None:
+    async with SimulatedModality() as sim:
+        text = WEB + "[fleet]\ndown_after = 2\n" + entry(sim, "sim")
+        service = await made(tmp_path / "a.toml", text)
+        async with service, client_of(service) as client:
+            for fault, state, up in (("healthy", "up", 1), ("reject", "up", 0), ("reject", "down", 0), ("healthy", "up", 1)):
+                sim.behaviour = Behaviour.of(fault)
+                await client.post("/api/modalities/sim/echo")
+                told = (await client.get("/api/modalities/sim")).json()
+                assert (told["state"], told["reason"] == "ok") == (state, bool(up))
+                assert f'asyncdicom_modality_up{{modality="sim"}} {up}.0' in (await client.get("/metrics")).text
