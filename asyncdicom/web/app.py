@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -12,19 +13,19 @@ from importlib.resources import files
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from asyncdicom._version import __version__
-from asyncdicom.errors import ConfigurationError
 from asyncdicom.monitor.probe import explain
 from asyncdicom.monitor.state import ModalityState, worst_first
 from asyncdicom.web import pages, storage_page
 from asyncdicom.web.backend import Backend
 from asyncdicom.web.guard import Guard
+from asyncdicom.web.openapi import describe
+from asyncdicom.web.problems import Problem, Problems, problem_json
 from asyncdicom.web.stream import Streams
 from asyncdicom.web.words import moment
 
@@ -57,8 +58,11 @@ def create_app(backend: Backend, executor: Executor, streams: Streams) -> Starle
     :param executor: where pages and metrics are rendered, so that the loop goes on meanwhile
     :param streams: of :func:`streams_of`
     """
+    routes = _Routes(backend, executor, streams)
     return Starlette(
-        routes=_Routes(backend, executor, streams).routes(), middleware=[Middleware(Guard, token=lambda: backend.token)]
+        routes=routes.routes(),
+        middleware=[Middleware(Guard, token=lambda: backend.token)],
+        exception_handlers=Problems(routes.shell).handlers(),
     )
 
 
@@ -68,6 +72,7 @@ class _Routes:
         self._executor = executor
         # Three small files, read once: answering them touches no disk.
         self._streams = streams
+        self._description = json.dumps(describe(__version__)).encode()
         self._static = {name: files(__package__).joinpath("static", name).read_bytes() for name in _STATIC}
         self._digests = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in self._static.items()}
 
@@ -84,6 +89,7 @@ class _Routes:
             Route("/-/healthy", self.healthy),
             Route("/-/ready", self.ready),
             Route("/-/reload", self.reload, methods=["POST"]),
+            Route("/api/openapi.json", self.api_description),
             Route("/api/events", self.api_events),
             Route("/api/studies", self.api_studies),
             Route("/api/modalities", self.api_modalities),
@@ -108,7 +114,7 @@ class _Routes:
             storage, ordered = self._backend.storage(), worst_first(states)
             if fragment:
                 return pages.fleet_fragment(ordered, shown, storage, time.time())
-            return pages.fleet(self._shell(), ordered, shown, storage, time.time())
+            return pages.fleet(self.shell(), ordered, shown, storage, time.time())
 
         return HTMLResponse(await self._in_thread(render))
 
@@ -117,7 +123,7 @@ class _Routes:
         state = self._state(request)
         if "fragment" in request.query_params:
             return HTMLResponse(await self._in_thread(lambda: pages.modality_fragment(state, time.time())))
-        return HTMLResponse(await self._in_thread(lambda: pages.modality(self._shell(), state, time.time())))
+        return HTMLResponse(await self._in_thread(lambda: pages.modality(self.shell(), state, time.time())))
 
     async def storage(self, request: Request) -> Response:
         """The storage page, or with ``fragment=1`` what of it changes."""
@@ -126,7 +132,7 @@ class _Routes:
 
         def render() -> str:
             shown = storage_page.Shown(self._backend.storage(), studies, senders, time.time())
-            return storage_page.fragment(shown) if fragment else storage_page.page(self._shell(), shown)
+            return storage_page.fragment(shown) if fragment else storage_page.page(self.shell(), shown)
 
         return HTMLResponse(await self._in_thread(render))
 
@@ -134,7 +140,7 @@ class _Routes:
         """Style, script and icon."""
         name = request.path_params["name"]
         if name not in self._static:
-            raise HTTPException(404)
+            raise Problem(404, "there is no such file", name, f"there are {', '.join(self._static)}")
         # The address carries the digest, so a new version has a new one.
         headers = {"cache-control": "public, max-age=86400"}
         return Response(self._static[name], media_type=_STATIC[name], headers=headers)
@@ -151,10 +157,7 @@ class _Routes:
         scrape = _seconds(request.headers.get("x-prometheus-scrape-timeout-seconds"))
         # What the answer takes on its way is not the modality's.
         timeout = None if scrape is None else max(scrape - _SCRAPE_OFFSET, scrape / 2)
-        try:
-            probed = await self._backend.probe(query.get("target", ""), query.get("module", "echo"), timeout)
-        except ConfigurationError as error:
-            return PlainTextResponse(f"{error}\n", 400)
+        probed = await self._backend.probe(query.get("target", ""), query.get("module", "echo"), timeout)
         if query.get("debug", "") == "true":
             return PlainTextResponse(await self._in_thread(lambda: explain(probed)))
         body, content_type = await self._in_thread(lambda: probed.render(accept))
@@ -162,7 +165,8 @@ class _Routes:
 
     async def discovery(self, request: Request) -> Response:
         """The inventory for Prometheus (``http_sd_configs``)."""
-        return JSONResponse([_discovered(state) for state in self._backend.states.all()])
+        states = self._backend.states.all()
+        return await self._in_thread(lambda: JSONResponse([_discovered(state) for state in states]))
 
     async def healthy(self, request: Request) -> Response:
         """Whether the loop turns: answering is the proof."""
@@ -176,19 +180,26 @@ class _Routes:
     async def reload(self, request: Request) -> Response:
         """Read the configuration again."""
         mistakes = await self._backend.reload()
-        return JSONResponse({"reloaded": not mistakes, "mistakes": mistakes}, 422 if mistakes else 200)
+        if not mistakes:
+            return JSONResponse({"reloaded": True, "mistakes": []})
+        what, remedy = "the configuration has mistakes, and the old one stays", "asyncdicom check-config FILE tells them, too"
+        return problem_json(422, what, "the configuration", remedy, reloaded=False, mistakes=mistakes)
+
+    async def api_description(self, request: Request) -> Response:
+        """What every address takes and answers (OpenAPI 3.1)."""
+        return Response(self._description, media_type="application/json")
 
     async def api_events(self, request: Request) -> Response:
         """What changes, as server-sent events: ``modality``, ``gone`` and ``storage``."""
         if self._streams.is_full:
-            raise HTTPException(503, "too many listen already")
+            raise Problem(503, "too many listen already", "/api/events", "close other pages, or ask /api/modalities again")
         return StreamingResponse(self._streams.events(), media_type="text/event-stream")
 
     async def api_studies(self, request: Request) -> Response:
         """The studies that received something last, latest first; no patients."""
         asked = request.query_params.get("limit", "100")
         if not (asked.isascii() and asked.isdigit() and 1 <= int(asked[:9]) <= _MOST_STUDIES):
-            raise HTTPException(400, f"limit: a number from 1 to {_MOST_STUDIES}")
+            raise Problem(400, f"limit = {asked[:20]!r} is none", "limit", f"write a number from 1 to {_MOST_STUDIES}")
         studies = await self._backend.studies(int(asked))
         return JSONResponse([_study(study) for study in studies])
 
@@ -234,10 +245,12 @@ class _Routes:
     def _state(self, request: Request) -> ModalityState:
         state = self._backend.states.get(request.path_params["name"])
         if state is None:
-            raise HTTPException(404, "the inventory has no modality of this name")
+            name = request.path_params["name"][:64]
+            raise Problem(404, "the inventory has no modality of this name", name, "/api/modalities lists those that there are")
         return state
 
-    def _shell(self) -> pages.Shell:
+    def shell(self) -> pages.Shell:
+        """What every page has around it."""
         assets = {name: f"/static/{name}?v={digest}" for name, digest in self._digests.items()}
         return pages.Shell(self._backend.title, __version__, assets)
 

@@ -66,15 +66,22 @@ class Guard:
         token = self._token()
         if token is not None and scope["path"] not in OPEN_PATHS and not _carries(headers, token):
             challenge = {"www-authenticate": 'Basic realm="asyncdicom", charset="UTF-8"'}
-            return JSONResponse({"error": "send the token: Authorization: Bearer ..."}, 401, challenge)
+            return _refused(401, "the token is missing or wrong", scope, "send it: Authorization: Bearer ...", challenge)
         if scope["method"] in _SAFE_METHODS:
             return None
         if not _same_origin(headers):
-            return JSONResponse({"error": "another site may not ask for this"}, 403)
+            return _refused(
+                403, "another site may not ask for this", scope, "ask from a page of this service, or without Origin"
+            )
         if token is None and not (_is_local(scope) and _is_local_name(headers.get("host", ""))):
-            remedy = "without web.token_file this is answered to this machine alone"
-            return JSONResponse({"error": remedy}, 403)
+            what = "without web.token_file this is answered to this machine alone"
+            return _refused(403, what, scope, "give the service a token, and send it: Authorization: Bearer ...")
         return None
+
+
+def _refused(status: int, what: str, scope: Scope, remedy: str, headers: dict[str, str] | None = None) -> Response:
+    # The shape of every problem: see asyncdicom.web.problems, which needs more than a guard should.
+    return JSONResponse({"error": what, "where": scope["path"], "remedy": remedy}, status, headers)
 
 
 def _carries(headers: Headers, token: str) -> bool:
