@@ -8,12 +8,12 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -43,7 +43,9 @@ from asyncdicom.web.server import serve_web
 
 logger = logging.getLogger(__name__)
 
-# Seconds for the index to answer whoever asks whether the service is ready.
+T = TypeVar("T")
+
+# Seconds for the index to answer whoever looks at a page, or asks whether the service is ready.
 _INDEX_DEADLINE = 2.0
 # Seconds from the end of a drain to the end of the process, whatever hangs.
 _END_WITHIN = 4.8
@@ -251,16 +253,27 @@ class Service:
 
         :raises ArchiveError: when the index does not answer
         """
-        index = None if self._archive is None else self._archive.index
-        return [] if index is None else await index.studies(limit=limit)
+        return await self._from_index(lambda index: index.studies(limit=limit)) or []
 
     async def senders(self) -> dict[str, float]:
         """For every calling AE title, when its last instance arrived (seconds since the epoch, UTC).
 
         :raises ArchiveError: when the index does not answer
         """
-        index = None if self._archive is None else self._archive.index
-        return {} if index is None else await index.last_received()
+        return await self._from_index(lambda index: index.last_received()) or {}
+
+    async def _from_index(self, question: Callable[[SQLiteIndex], Awaitable[T]]) -> T | None:
+        """What the index answers; None without one.
+
+        :raises ArchiveError: when it does not, or not in time: whoever looks at a page is not to wait with it
+        """
+        if self._archive is None or self._archive.index is None:
+            return None
+        try:
+            with anyio.fail_after(_INDEX_DEADLINE):
+                return await question(self._archive.index)
+        except TimeoutError:
+            raise ArchiveError(f"the index did not answer in {_INDEX_DEADLINE:g} s") from None
 
     async def not_ready(self) -> list[str]:
         """Why the service cannot work now; nothing when it can."""

@@ -64,10 +64,16 @@ class Backend(Protocol):
         """Who is told that something changed."""
 
     async def studies(self, limit: int) -> list[dict[str, Any]]:
-        """The studies that received something last, latest first, without patients; none without an index."""
+        """The studies that received something last, latest first, without patients; none without an index.
+
+        :raises ArchiveError: when the index does not answer in time
+        """
 
     async def senders(self) -> dict[str, float]:
-        """For every calling AE title, when its last instance arrived (seconds since the epoch, UTC)."""
+        """For every calling AE title, when its last instance arrived (seconds since the epoch, UTC).
+
+        :raises ArchiveError: when the index does not answer in time
+        """
 
     def storage(self) -> StorageSummary | None:
         """The storage SCP, None without one. It may look at the disk: called in a thread."""
