@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import anyio
 
 from asyncdicom.background import BackgroundTasks, to_its_end
+from asyncdicom.elements import storable
 from asyncdicom.errors import ArchiveError
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.state import KEPT_CHANGES, KEPT_FAILURES, KEPT_OUTCOMES, Change, Failure, ModalityState, Past, Sample
@@ -76,7 +77,8 @@ class History:
         if sample.reason is not Reason.OK and state.failed and state.failed[-1].at == sample.at:
             failure = state.failed[-1]
             status = None if failure.status is None else int(failure.status)
-            self._add("failures", state.modality, (failure.at, failure.operation, failure.reason.value, status, failure.detail))
+            detail = storable(failure.detail)
+            self._add("failures", state.modality, (failure.at, failure.operation, failure.reason.value, status, detail))
         if changed:
             self._add("conditions", state.modality, (state.changes[-1].at, state.changes[-1].condition))
 
@@ -84,7 +86,8 @@ class History:
         key = table, modality.name
         slot = self._slots[key] = (self._slots.get(key, -1) + 1) % _KEPT[table]
         waiting = self._waiting[table]
-        waiting.append((modality.name, str(modality), slot, *values))
+        # One text that no index takes would keep all that waits with it from being written, for ever.
+        waiting.append((storable(modality.name), storable(str(modality)), slot, *values))
         if len(waiting) > _MOST_WAITING:
             del waiting[: _MOST_WAITING // 2]
             logger.error("the index takes no history: the older half of what waits is forgotten", extra={"table": table})
@@ -119,12 +122,13 @@ class History:
 
         :raises ArchiveError: when the index cannot be read
         """
-        addresses = {modality.name: str(modality) for modality in modalities}
+        known = {storable(modality.name): (modality.name, storable(str(modality))) for modality in modalities}
         found: dict[str, Past] = {}
         for table in _KEPT:
             rows = await self._index.ask(f"SELECT {_COLUMNS[table]} FROM {table} ORDER BY modality, at, slot")  # noqa: S608
-            for name, address, slot, *values in rows:
-                if addresses.get(name) != address:
+            for stored, address, slot, *values in rows:
+                name, expected = known.get(stored, ("", None))
+                if address != expected:
                     continue
                 self._slots[table, name] = slot
                 past = found.setdefault(name, Past())

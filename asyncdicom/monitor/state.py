@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from asyncdicom.elements import storable
 from asyncdicom.modality import Modality
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import Operation, Outcome, Reason, Status
@@ -167,6 +168,9 @@ class ModalityState:
             # It was not asked: what is known of it stays, and the reason why it is left alone stays readable.
             sample = Sample(now, outcome.operation, outcome.reason, 0.0)
             return replace(self, samples=(*self.samples, sample)[-KEPT_OUTCOMES:])
+        if not outcome.detail.isascii():
+            # Whoever shows it encodes it.
+            outcome = replace(outcome, detail=storable(outcome.detail))
         before = self.condition
         latest = {**self.latest, outcome.operation: outcome}
         known = self.standings.get(outcome.operation)

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import BaseRoute, Route
 
 from asyncdicom._version import __version__
+from asyncdicom.elements import storable
 from asyncdicom.monitor.probe import explain
 from asyncdicom.monitor.state import ModalityState, worst_first
 from asyncdicom.web import pages, storage_page
@@ -240,7 +241,7 @@ class _Routes:
     async def api_echo(self, request: Request) -> Response:
         """Ask a modality for an echo now. 200 whatever came of it: the answer says so."""
         outcome = await self._backend.echo(self._state(request).modality.name)
-        return JSONResponse({**outcome.as_json(), "detail": outcome.detail, "remedy": outcome.remedy})
+        return JSONResponse({**outcome.as_json(), "detail": storable(outcome.detail), "remedy": outcome.remedy})
 
     def _state(self, request: Request) -> ModalityState:
         state = self._backend.states.get(request.path_params["name"])

@@ -10,7 +10,7 @@ from asyncdicom.archive.sqlite import SQLiteIndex
 from asyncdicom.errors import ArchiveError
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.history import History
-from asyncdicom.monitor.state import KEPT_CHANGES, KEPT_FAILURES, KEPT_OUTCOMES, ModalityState, States
+from asyncdicom.monitor.state import KEPT_CHANGES, KEPT_FAILURES, KEPT_OUTCOMES, Failure, ModalityState, Sample, States
 from asyncdicom.outcome import Operation, Outcome, Reason, Status
 
 CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1")
@@ -159,3 +159,24 @@ async def test_other_numbers_in_a_row_do_not_change_what_was_told(
     async with Life(tmp_path, CT1, start=9000.0) as life:
         life.ask("ct1", reasons[0])
         assert life.of("ct1").changes[-1].condition != told
+
+
+async def test_half_a_surrogate_keeps_nothing_else_from_being_written(tmp_path: Path) -> None:
+    """No index takes one, and a batch is written as a whole or not at all."""
+    odd = Modality("ct\ud83d", ae_title="CT", host="ct\udc00.example")
+    async with Life(tmp_path, odd, CT1) as life:
+        life.ask("ct1")
+        life.ask(odd.name, Reason.ABORTED, detail="said \ud83d and no more")
+        await life.history.flush()
+    async with Life(tmp_path, odd, CT1) as life:
+        assert [sample.reason for sample in life.of("ct1").samples] == [Reason.OK]
+        assert [failure.detail for failure in life.of(odd.name).failed] == ["said ? and no more"]
+
+
+async def test_a_history_takes_text_that_no_state_has_looked_at(tmp_path: Path) -> None:
+    failure = Failure(1.0, "echo", Reason.ABORTED, None, "said \udc00")
+    sample = Sample(1.0, "echo", Reason.ABORTED, 0.1)
+    async with Life(tmp_path, CT1) as life:
+        life.history.note(ModalityState(CT1, samples=(sample,), failed=(failure,)), False)
+    async with Life(tmp_path, CT1) as life:
+        assert [failure.detail for failure in life.of("ct1").failed] == ["said ?"]

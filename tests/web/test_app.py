@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from asyncdicom.errors import ConfigurationError
+from asyncdicom.outcome import Outcome, Reason
 from asyncdicom.web.server import serve_web
 from tests.conftest import Baseline
 
@@ -103,6 +104,14 @@ async def test_the_api_lists_modalities_and_tells_of_one(service: KnownService, 
     assert (up["state"], up["latency_ms"], up["remedy"]) == ("up", 12.0, "")
     assert one["latest"]["echo"]["duration_ms"] == 3000.0
     assert [outcome["reason"] for outcome in one["outcomes"]] == ["connect_timeout"]
+
+
+async def test_half_a_surrogate_that_a_peer_said_is_shown_as_a_question_mark(service: KnownService, serve: Serve) -> None:
+    service.observer.operation_ended(Outcome("ct1", "echo", Reason.ABORTED, detail="said \ud83d", duration=0.1))
+    async with serve(service) as client:
+        assert (await client.get("/api/modalities")).json()[0]["detail"] == "said ?"
+        for path in ("/", "/modalities/ct1", "/api/modalities/ct1"):
+            assert (await client.get(path)).status_code == 200
 
 
 async def test_an_echo_can_be_asked_for(service: KnownService, serve: Serve) -> None:
