@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.exposition import Counters, Family, encode
 from asyncdicom.monitor.state import States
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import OPERATIONS, Operation, Outcome, Reason
@@ -236,7 +236,7 @@ class Metrics(Observer):
         for gone in self._calling - calling:
             self._stores.remove(gone)
             self._store_bytes.remove(gone)
-            self._store_failures.remove_by_labels({"calling_ae": gone})
+            self._store_failures.remove_by_label("calling_ae", gone)
         for title in (*calling, OTHER):
             self._stores.labels(title)
             self._store_bytes.labels(title)
@@ -250,8 +250,7 @@ class Metrics(Observer):
         :param accept: the Accept header: OpenMetrics for who asks for it, else the text format
         :return: the body and its content type
         """
-        encode, content_type = choose_encoder(accept)
-        return encode(_WithoutCreated(self.registry)), content_type
+        return encode(_WithoutCreated(self.registry), accept)
 
     async def sample_loop_lag(self, every: float = 0.05) -> None:
         """Measure until cancelled how late the event loop is.
@@ -373,8 +372,8 @@ class Metrics(Observer):
     def _gauge(self, name: str, words: str, registry: CollectorRegistry | None, *labels: str) -> Gauge:
         return Gauge(f"asyncdicom_{name}", words, labels, registry=registry)
 
-    def _counter(self, name: str, words: str, registry: CollectorRegistry | None, *labels: str) -> Counter:
-        return Counter(f"asyncdicom_{name}", words, labels, registry=registry)
+    def _counter(self, name: str, words: str, registry: CollectorRegistry | None, *labels: str) -> Counters:
+        return Counters(f"asyncdicom_{name}", words, labels, registry)
 
 
 class _PerModality(Collector):
@@ -386,15 +385,17 @@ class _PerModality(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families. Copies are taken at once: the loop goes on counting meanwhile."""
         counts = list(self._metrics._counts.items())
-        operations = CounterMetricFamily(
-            "asyncdicom_operations", "Operations that we asked of a modality.", labels=["operation", "modality"]
+        operations = Family(
+            "counter", "asyncdicom_operations", "Operations that we asked of a modality.", labels=["operation", "modality"]
         )
-        failures = CounterMetricFamily(
+        failures = Family(
+            "counter",
             "asyncdicom_operation_failures",
             "Operations that did not succeed, by reason; see the reasons in the documentation.",
             labels=["operation", "modality", "reason"],
         )
-        durations = GaugeMetricFamily(
+        durations = Family(
+            "gauge",
             "asyncdicom_modality_last_duration_seconds",
             "How long the last operation on the modality took; NaN before the first.",
             labels=["modality", "operation"],
@@ -411,17 +412,20 @@ class _PerModality(Collector):
     def _states(self) -> Iterable[Metric]:
         states = self._metrics._states.all()
         swept = frozenset[str]().union(*self._metrics._exposed.swept.values())
-        up = GaugeMetricFamily(
+        up = Family(
+            "gauge",
             "asyncdicom_modality_up",
             "1 when every operation that is swept succeeded the last time, 0 when one did not, NaN before the first.",
             labels=["modality"],
         )
-        success = GaugeMetricFamily(
+        success = Family(
+            "gauge",
             "asyncdicom_modality_last_success_timestamp_seconds",
             "When the modality last answered with success; 0 when it did not since the start.",
             labels=["modality"],
         )
-        breaker = GaugeMetricFamily(
+        breaker = Family(
+            "gauge",
             "asyncdicom_breaker_open",
             "1 while the modality is left alone after repeated failures.",
             labels=["modality"],
@@ -435,7 +439,8 @@ class _PerModality(Collector):
             breaker.add_metric([name], float(state.breaker_open))
         yield from (up, success, breaker)
         if self._metrics._exposed.storage:
-            received = GaugeMetricFamily(
+            received = Family(
+                "gauge",
                 "asyncdicom_modality_last_received_timestamp_seconds",
                 "When the modality last sent us an instance; 0 when it did not since the start.",
                 labels=["modality"],
@@ -454,7 +459,8 @@ class _WithoutCreated(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
         for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            if not isinstance(metric, Family):
+                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
 
 

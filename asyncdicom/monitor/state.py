@@ -102,6 +102,8 @@ class ModalityState:
 
     :ivar latest: the last outcome of each telling operation
     :ivar standings: of each of them, whether it is held to work
+    :ivar condition: up when every operation that is asked of it is held to work: a C-ECHO alone does not prove queries. It is
+        what events tell; ``down_after`` and ``up_after`` of the modality keep single outcomes from changing it
     :ivar last: the last outcome of all
     :ivar since: since when it is up or down, in seconds since the epoch; None while that is unknown
     :ivar last_success: when a telling operation last succeeded
@@ -116,6 +118,7 @@ class ModalityState:
     modality: Modality
     latest: Mapping[Operation, Outcome] = field(default_factory=lambda: MappingProxyType({}))
     standings: Mapping[Operation, Standing] = field(default_factory=lambda: MappingProxyType({}))
+    condition: Condition = "unknown"
     last: Outcome | None = None
     since: float | None = None
     last_success: float | None = None
@@ -125,16 +128,6 @@ class ModalityState:
     changes: tuple[Change, ...] = ()
     last_received: float | None = None
     breaker_open: bool = False
-
-    @property
-    def condition(self) -> Condition:
-        """Up when every operation that is asked of it is held to work: a C-ECHO alone does not prove queries.
-
-        It is what events tell. ``down_after`` and ``up_after`` of the modality keep single outcomes from changing it.
-        """
-        if not self.standings:
-            return "unknown"
-        return "up" if all(standing.works for standing in self.standings.values()) else "down"
 
     @property
     def succeeds(self) -> bool | None:
@@ -171,7 +164,6 @@ class ModalityState:
         if not outcome.detail.isascii():
             # Whoever shows it encodes it.
             outcome = replace(outcome, detail=storable(outcome.detail))
-        before = self.condition
         latest = {**self.latest, outcome.operation: outcome}
         known = self.standings.get(outcome.operation)
         standing = Standing(outcome.ok) if known is None else known.after(outcome.ok, self.modality)
@@ -180,17 +172,19 @@ class ModalityState:
         if not outcome.ok:
             failure = Failure(now, outcome.operation, outcome.reason, outcome.status, outcome.detail)
             failed = (*failed, failure)[-KEPT_FAILURES:]
+        standings = {**self.standings, outcome.operation: standing}
         state = replace(
             self,
             latest=MappingProxyType(latest),
-            standings=MappingProxyType({**self.standings, outcome.operation: standing}),
+            standings=MappingProxyType(standings),
+            condition=_condition_of(standings),
             last=outcome,
             last_success=now if outcome.ok else self.last_success,
             failures=0 if outcome.ok else self.failures + 1,
             samples=samples,
             failed=failed,
         )
-        if state.condition == before:
+        if state.condition == self.condition:
             return state
         return replace(state, since=now, changes=(*self.changes, Change(now, state.condition))[-KEPT_CHANGES:])
 
@@ -219,11 +213,13 @@ class ModalityState:
                 host=self.modality.host,
                 port=self.modality.port,
             )
+        standings = _as_told(standings, latest, past.changes)
         succeeded = [sample.at for sample in past.samples if sample.reason is Reason.OK]
         return replace(
             self,
             latest=MappingProxyType(latest),
-            standings=MappingProxyType(_as_told(standings, latest, past.changes)),
+            standings=MappingProxyType(standings),
+            condition=_condition_of(standings),
             last=latest.get(past.samples[-1].operation) if past.samples else None,
             since=past.changes[-1].at if past.changes else None,
             last_success=max(succeeded, default=None),
@@ -232,6 +228,12 @@ class ModalityState:
             failed=tuple(past.failed[-KEPT_FAILURES:]),
             changes=tuple(past.changes[-KEPT_CHANGES:]),
         )
+
+
+def _condition_of(standings: Mapping[Operation, Standing]) -> Condition:
+    if not standings:
+        return "unknown"
+    return "up" if all(standing.works for standing in standings.values()) else "down"
 
 
 def _as_told(

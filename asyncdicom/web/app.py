@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -73,6 +73,7 @@ class _Routes:
         self._executor = executor
         # Three small files, read once: answering them touches no disk.
         self._streams = streams
+        self._listed = _Listed()
         self._description = json.dumps(describe(__version__)).encode()
         self._static = {name: files(__package__).joinpath("static", name).read_bytes() for name in _STATIC}
         self._digests = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in self._static.items()}
@@ -207,7 +208,8 @@ class _Routes:
     async def api_modalities(self, request: Request) -> Response:
         """Every modality, in the order of the inventory."""
         states = self._backend.states.all()
-        return await self._in_thread(lambda: JSONResponse([as_json(state) for state in states]))
+        body = await self._in_thread(lambda: self._listed.render(states))
+        return Response(body, media_type="application/json")
 
     async def api_modality(self, request: Request) -> Response:
         """One modality, with its last outcomes."""
@@ -257,6 +259,25 @@ class _Routes:
 
     def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+class _Listed:
+    """Modalities as JSON. A state does not change, so what was made of it holds for as long as it does."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[ModalityState, bytes]] = {}
+
+    def render(self, states: Sequence[ModalityState]) -> bytes:
+        """All of them, as an array. Thousands take long: call it in a thread."""
+        before = self._made
+        made: dict[str, tuple[ModalityState, bytes]] = {}
+        for state in states:
+            known = before.get(state.modality.name)
+            if known is None or known[0] is not state:
+                known = state, json.dumps(as_json(state), ensure_ascii=False, separators=(",", ":")).encode()
+            made[state.modality.name] = known
+        self._made = made
+        return b"".join((b"[", b",".join([rendered for _, rendered in made.values()]), b"]"))
 
 
 def _storage(backend: Backend) -> dict[str, Any]:
