@@ -34,6 +34,7 @@ class Family(Metric):
         self._labels = tuple(labels)
         self._values: list[Sequence[str]] = []
         self._numbers: list[float] = []
+        self._text: str | None = None
 
     def add_metric(self, values: Sequence[str], value: float) -> None:
         """Add a series.
@@ -42,6 +43,7 @@ class Family(Metric):
         """
         self._values.append(values)
         self._numbers.append(value)
+        self._text = None
 
     # The base class gives every family an empty list of its own.
     @property
@@ -69,6 +71,8 @@ class Family(Metric):
         return (head + self._lines()).encode()
 
     def _lines(self) -> str:
+        if self._text is not None:
+            return self._text
         # By name, as both formats want them.
         order = sorted(range(len(self._labels)), key=lambda position: self._labels[position])
         labels = ",".join(f'{self._labels[position]}="{{{position}}}"' for position in order)
@@ -79,6 +83,7 @@ class Family(Metric):
         if "\\" in lines or lines.count('"') != 2 * len(order) * len(series) or lines.count("\n") != len(series):
             # Hardly any name has something to escape, and looking at the whole is quicker than at each.
             lines = "".join([line(*map(_escaped, values), number) for values, number in series])
+        self._text = lines
         return lines
 
 
@@ -95,10 +100,10 @@ def _escaped(value: str) -> str:
 class Count:
     """One counter of many. Counting is for any thread."""
 
-    __slots__ = ("_lock", "value")
+    __slots__ = ("_all", "value")
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
+    def __init__(self, counters: Counters) -> None:
+        self._all = counters
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
@@ -106,8 +111,10 @@ class Count:
 
         :param amount: 0 or more
         """
-        with self._lock:
+        counters = self._all
+        with counters._lock:
             self.value += amount
+            counters._changes += 1
 
 
 class Counters(Collector):
@@ -122,6 +129,9 @@ class Counters(Collector):
     def __init__(self, name: str, words: str, labels: Sequence[str] = (), registry: CollectorRegistry | None = None) -> None:
         self._name, self._words, self._labels = name, words, tuple(labels)
         self._lock = threading.Lock()
+        self._changes = 0
+        # What was collected last, and after which change: who only looks on has thousands that stand still.
+        self._collected: tuple[int, Family] | None = None
         self._counts: dict[tuple[str, ...], Count] = {}
         if not labels:
             self.labels()
@@ -134,7 +144,9 @@ class Counters(Collector):
         if known is None:
             if len(values) != len(self._labels):
                 raise ValueError(f"{self._name} has {len(self._labels)} labels, and not {len(values)}")
-            known = self._counts.setdefault(values, Count(self._lock))
+            with self._lock:
+                known = self._counts.setdefault(values, Count(self))
+                self._changes += 1
         return known
 
     def inc(self, amount: float = 1.0) -> None:
@@ -143,24 +155,31 @@ class Counters(Collector):
 
     def remove(self, *values: str) -> None:
         """Forget the counter of these labels."""
-        del self._counts[values]
+        with self._lock:
+            del self._counts[values]
+            self._changes += 1
 
     def remove_by_label(self, label: str, value: str) -> None:
         """Forget all counters that have a label of this value."""
         position = self._labels.index(label)
-        self._counts = {values: count for values, count in self._counts.items() if values[position] != value}
+        with self._lock:
+            self._counts = {values: count for values, count in self._counts.items() if values[position] != value}
+            self._changes += 1
 
     def describe(self) -> Iterable[Metric]:
         """Name the family, without its series."""
         return [self._family()]
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the family."""
-        family = self._family()
-        # A copy is taken at once: counting goes on meanwhile.
-        for values, count in list(self._counts.items()):
-            family.add_metric(values, count.value)
-        yield family
+        """Return the family."""
+        changes = self._changes
+        if self._collected is None or self._collected[0] != changes:
+            family = self._family()
+            # A copy is taken at once: counting goes on meanwhile.
+            for values, count in list(self._counts.items()):
+                family.add_metric(values, count.value)
+            self._collected = changes, family
+        return [self._collected[1]]
 
     def _family(self) -> Family:
         return Family("counter", self._name, self._words, labels=self._labels)

@@ -240,7 +240,7 @@ class Metrics(Observer):
         for title in (*calling, OTHER):
             self._stores.labels(title)
             self._store_bytes.labels(title)
-            for status in EXPECTED_STATUSES:
+            for status in EXPECTED_STATUSES if in_advance or title == OTHER else ():
                 self._store_failures.labels(title, f"0x{status:04X}")
         self._calling = calling
 

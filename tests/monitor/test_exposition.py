@@ -78,6 +78,22 @@ def test_a_counter_without_labels_is_there_from_the_start() -> None:
     assert b"\nasyncdicom_studies_total 1.0\n" in encode(counter, "")[0]
 
 
+def test_what_stands_still_is_rendered_once_and_what_changed_anew() -> None:
+    counters = Counters("asyncdicom_stores", "Stores.", ("calling_ae",))
+    counters.labels("CT1").inc()
+    (before,) = counters.collect()
+    assert next(iter(counters.collect())) is before
+    for change, line in (
+        (lambda: counters.labels("CT1").inc(), b'{calling_ae="CT1"} 2.0\n'),
+        (lambda: counters.labels("MR1"), b'{calling_ae="MR1"} 0.0\n'),
+    ):
+        assert line not in encode(counters, "")[0]
+        change()
+        assert line in encode(counters, "")[0]
+    counters.remove("CT1")
+    assert b"CT1" not in encode(counters, "")[0]
+
+
 def test_threads_lose_no_count() -> None:
     count = Counters("asyncdicom_things", "Things.", ("kind",)).labels("a")
 
