@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from math import inf, isfinite
 from typing import Literal
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
-from prometheus_client.utils import floatToGoString
 
+_NOT_FINITE = {inf: "+Inf", -inf: "-Inf"}
 _END_OF_OPENMETRICS = b"# EOF\n"
 
 
@@ -89,8 +90,8 @@ class Family(Metric):
 
 def _number(value: float) -> str:
     value = float(value)
-    # What the client library makes of these, without its detours.
-    return repr(value) if -1e6 < value < 1e6 else str(floatToGoString(value))  # type: ignore[no-untyped-call]
+    # Shorter ways of writing large numbers cost more than they save.
+    return repr(value) if isfinite(value) else _NOT_FINITE.get(value, "NaN")
 
 
 def _escaped(value: str) -> str:

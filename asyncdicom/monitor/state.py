@@ -104,6 +104,7 @@ class ModalityState:
     :ivar standings: of each of them, whether it is held to work
     :ivar condition: up when every operation that is asked of it is held to work: a C-ECHO alone does not prove queries. It is
         what events tell; ``down_after`` and ``up_after`` of the modality keep single outcomes from changing it
+    :ivar succeeds: whether every operation that is asked of it succeeded the last time; None before the first. So says the metric
     :ivar last: the last outcome of all
     :ivar since: since when it is up or down, in seconds since the epoch; None while that is unknown
     :ivar last_success: when a telling operation last succeeded
@@ -119,6 +120,7 @@ class ModalityState:
     latest: Mapping[Operation, Outcome] = field(default_factory=lambda: MappingProxyType({}))
     standings: Mapping[Operation, Standing] = field(default_factory=lambda: MappingProxyType({}))
     condition: Condition = "unknown"
+    succeeds: bool | None = None
     last: Outcome | None = None
     since: float | None = None
     last_success: float | None = None
@@ -128,11 +130,6 @@ class ModalityState:
     changes: tuple[Change, ...] = ()
     last_received: float | None = None
     breaker_open: bool = False
-
-    @property
-    def succeeds(self) -> bool | None:
-        """Whether every operation that is asked of it succeeded the last time; None before the first. The metric is this."""
-        return all(outcome.ok for outcome in self.latest.values()) if self.latest else None
 
     @property
     def telling(self) -> Outcome | None:
@@ -178,6 +175,7 @@ class ModalityState:
             latest=MappingProxyType(latest),
             standings=MappingProxyType(standings),
             condition=_condition_of(standings),
+            succeeds=all(known.ok for known in latest.values()) if latest else None,
             last=outcome,
             last_success=now if outcome.ok else self.last_success,
             failures=0 if outcome.ok else self.failures + 1,
@@ -220,6 +218,7 @@ class ModalityState:
             latest=MappingProxyType(latest),
             standings=MappingProxyType(standings),
             condition=_condition_of(standings),
+            succeeds=all(known.ok for known in latest.values()) if latest else None,
             last=latest.get(past.samples[-1].operation) if past.samples else None,
             since=past.changes[-1].at if past.changes else None,
             last_success=max(succeeded, default=None),

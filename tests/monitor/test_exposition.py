@@ -9,12 +9,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from asyncdicom.monitor.exposition import Counters, Family, encode
 
 ACCEPT = ["", "application/openmetrics-text; version=1.0.0", "text/plain; version=1.0.0; escaping=allow-utf-8"]
-NUMBERS = [0, 1, 12.5, -3.0, 1e-5, 0.1, 999_999.0, 1e6, 1_700_000_000.25, 1e22, math.inf, -math.inf, math.nan, True]
+NUMBERS = [0, 1, 12.5, -3.0, 1e-5, 0.1, 999_999.0, -1e6, math.inf, -math.inf, math.nan, True]
+# The library writes these in another way, of the same value.
+LARGE = [1e6, 1_700_000_000.25, 1_700_000_000.123456, 1e15, 1e22]
 NAMES = ["ct1", "mr 1", 'a "quoted" one', "back\\slash", "new\nline", "Röntgen {1}", "%s", ""]
 
 
@@ -51,6 +54,14 @@ def test_both_kinds_of_families_stand_in_one_text(accept: str) -> None:
     theirs = GaugeMetricFamily("asyncdicom_free", "Free.", value=3)
     encoder, _ = choose_encoder(accept)
     assert encode(Given(ours, theirs), accept)[0] == encoder(Given(theirs, ours))
+
+
+def test_large_numbers_are_read_as_what_they_are() -> None:
+    family = Family("gauge", "asyncdicom_things", "Things.", labels=["size"])
+    for number in LARGE:
+        family.add_metric([repr(number)], number)
+    (read,) = text_string_to_metric_families(encode(Given(family), "")[0].decode())
+    assert [(sample.labels["size"], sample.value) for sample in read.samples] == [(repr(value), value) for value in LARGE]
 
 
 def test_counters_count_and_forget() -> None:
