@@ -105,6 +105,7 @@ class ModalityState:
     :ivar condition: up when every operation that is asked of it is held to work: a C-ECHO alone does not prove queries. It is
         what events tell; ``down_after`` and ``up_after`` of the modality keep single outcomes from changing it
     :ivar succeeds: whether every operation that is asked of it succeeded the last time, which is the metric; None before
+        the first
     :ivar last: the last outcome of all
     :ivar since: since when it is up or down, in seconds since the epoch; None while that is unknown
     :ivar last_success: when a telling operation last succeeded
