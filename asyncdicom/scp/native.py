@@ -280,6 +280,9 @@ class ServedAssociation(asyncio.Protocol):
         self._wakeup.notify()
 
     def _reject(self, answer: tuple[int, int, int]) -> None:
+        if self._ending is not None:
+            # It went on talking, and was aborted before its request was looked at.
+            return
         self._ending = ""
         if self._transport is not None:
             self._transport.write(pdu.encode_reject(*answer))
