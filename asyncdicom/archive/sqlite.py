@@ -25,7 +25,7 @@ from asyncdicom.errors import ArchiveError, ConfigurationError
 T = TypeVar("T")
 
 # Each schema-N.sql brings the one before to version N.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _SETTING = "archive.index"
 # WAL with FULL syncs the log at every commit; with NORMAL a power cut loses the last ones, which breaks an acknowledgement.
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
