@@ -34,7 +34,7 @@ async def test_a_demo_ends_by_itself_with_a_verdict_and_leaves_nothing_behind(
     assert re.search(r"fleet page +http://127\.0\.0\.1:\d+/\n", result.out)
     assert re.search(r"metrics +http://127\.0\.0\.1:\d+/metrics\n", result.out)
     assert result.lines[-1] == "all is as it should be"
-    assert f"{len(ROLES)} modalities: 9 up, 12 down, each as it should be" in result.out
+    assert f"{len(ROLES)} modalities: 10 up, 12 down, each as it should be" in result.out
     stored = re.search(r"(\d+) instances sent, (\d+) different ones acknowledged, (\d+) verified by SHA-256", result.out)
     assert stored is not None
     assert int(stored[1]) == int(stored[2]) == int(stored[3]) > 0
