@@ -67,7 +67,7 @@ class Vigil:
         self._tasks = BackgroundTasks()
         self._listening = Listening(clock(), zone)
         self._silences: dict[str, Silence] = {}
-        # Of whom it is to be told how they are, whether that changed or not: nobody knows whether it was told.
+        # Of whom it is to be told how they are: that changed, or nobody knows whether an earlier life told it.
         self._untold: set[str] = set()
         self._ended = False
 
@@ -103,7 +103,7 @@ class Vigil:
                 known = Silence(modality, modality.arrivals, now, heard_at, zone=self._zone)
             silences[modality.name] = known
         gone, self._silences = self._silences.keys() - silences.keys(), silences
-        for name in sorted(gone):
+        for name in gone:
             self._note(name, None, None)
 
     def end(self) -> None:
@@ -117,22 +117,27 @@ class Vigil:
         look = self._listening.look(self._clock())
         for count, (name, silence) in enumerate(list(self._silences.items()), 1):
             state = self._states.get(name)
-            if state is None or self._silences.get(name) is not silence:
-                continue
-            silence.judge(look, state.last_received)
-            self._note(name, silence.expected_by, silence.quiet_since)
+            if state is not None and self._silences.get(name) is silence:
+                silence.judge(look, state.last_received)
+                self._note(name, silence.expected_by, silence.quiet_since)
             if count % _AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
+        if self._untold:
+            # First, so that a kill in between leaves something to tell, and not a modality that was told and is forgotten.
+            await to_its_end(self.flush())
+            self._tell()
 
     def _note(self, name: str, expected_by: float | None, quiet_since: float | None) -> None:
         before = self._states.get(name)
         self._states.silence_judged(name, expected_by=expected_by, quiet_since=quiet_since)
-        after = self._states.get(name)
-        if before is None or after is None:
-            return
-        if (before.quiet_since is None) != (after.quiet_since is None) or name in self._untold:
-            self._untold.discard(name)
-            self._on_change(after)
+        if before is not None and (before.quiet_since is None) != (quiet_since is None):
+            self._untold.add(name)
+
+    def _tell(self) -> None:
+        untold, self._untold = sorted(self._untold), set()
+        for name in untold:
+            if (state := self._states.get(name)) is not None:
+                self._on_change(state)
 
     async def _look(self) -> None:
         while True:

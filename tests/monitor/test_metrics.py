@@ -8,7 +8,6 @@ import re
 import string
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -22,7 +21,7 @@ from asyncdicom.monitor.metrics import FAILURE_REASONS, Exposed, Metrics
 from asyncdicom.monitor.state import Broadcast, States
 from asyncdicom.outcome import Outcome, Reason
 
-CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1")
+CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1", arrivals=Arrivals(3600.0))
 MR1 = Modality("mr1", ae_title="MR1", host="127.0.0.2")
 
 NAMES = (
@@ -169,8 +168,7 @@ def test_a_store_is_counted_under_a_configured_calling_ae_title(observed: Observ
 
 
 def test_silence_is_told_of_those_of_whom_something_is_expected(tmp_path: Path) -> None:
-    expected = replace(CT1, arrivals=Arrivals(3600.0))
-    observed = Observed(everything(tmp_path, expected, MR1))
+    observed = Observed(everything(tmp_path, CT1, MR1))
     assert observed.value("modality_quiet", modality="ct1") == 0
     assert observed.value("modality_expected_by_timestamp_seconds", modality="ct1") == 0
     observed.states.silence_judged("ct1", expected_by=1e9, quiet_since=1e9)

@@ -184,11 +184,13 @@ def sparse(hour: datetime) -> float:
 class Life:
     """A modality over years, looked at after each hour and before anything comes in the next."""
 
-    def __init__(self, chance: Chance, start: str = "2024-01-01 00:00", *, seed: int = 1, **arrivals: frozenset[date]) -> None:
+    def __init__(
+        self, chance: Chance, start: str = "2024-01-01 00:00", *, seed: int = 1, holidays: frozenset[date] = frozenset()
+    ) -> None:
         self.chance = chance
         self.now = at(start)
         self.listening = Listening(self.now, BERLIN, longest_gap=HOUR + 1)
-        self.silence = Silence(CT1, Arrivals(**arrivals), self.now, zone=BERLIN)
+        self.silence = Silence(CT1, Arrivals(holidays=holidays), self.now, zone=BERLIN)
         self.heard_at: float | None = None
         self.alarms: list[str] = []
         self._random = random.Random(seed)

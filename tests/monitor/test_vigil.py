@@ -88,6 +88,16 @@ async def test_one_that_is_quiet_stays_so_over_a_restart_until_it_is_heard(tmp_p
         assert (third.of("ct1").quiet_since, third.said) == (None, [])
 
 
+async def test_who_is_quiet_is_written_down_before_it_is_told(tmp_path: Path) -> None:
+    async with Life(tmp_path, CT1) as first:
+        await first.listen(HOUR - 60)
+        assert await first.index.ask("SELECT count(*) FROM silences") == [(0,)]
+        await first.listen(120)
+        assert await first.index.ask("SELECT quiet_since FROM silences") == [(START + HOUR,)]
+        await first.listen(60, "CT1")
+        assert await first.index.ask("SELECT quiet_since FROM silences") == [(None,)]
+
+
 async def test_what_was_learnt_outlives_the_process(tmp_path: Path) -> None:
     start = START
     for _ in range(3):
@@ -151,6 +161,7 @@ async def test_one_that_is_quiet_and_of_which_nothing_is_expected_any_more_is_sa
         await life.listen(2 * HOUR)
         life.states.configure([replace(CT1, arrivals=None)])
         life.vigil.configure([replace(CT1, arrivals=None)])
+        await life.vigil.judge()
         assert life.said == [("ct1", True), ("ct1", False)]
 
 
