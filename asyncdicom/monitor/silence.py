@@ -168,6 +168,7 @@ class Silence:
     begun: bool = True
     changed: bool = True
     learnt: set[int] = field(default_factory=set)
+    # Hours in which it was quiet. Whether they are learnt is decided when it is heard; a restart leaves them out.
     _in_doubt: list[int] = field(default_factory=list)
     _edges: tuple[float, ...] = ()
 
@@ -181,6 +182,11 @@ class Silence:
         self.begun = self.changed = False
         self._foresee()
 
+    def begin_again(self, now: float) -> None:
+        """Forget the silence that there was, and nothing of what was learnt."""
+        self.share, self.weighed_at, self.quiet_since, self.changed = 0.0, now, None, True
+        self._foresee()
+
     def expect(self, modality: Modality, arrivals: Arrivals, now: float) -> None:
         """Expect something else from now on."""
         if (arrivals, modality.quiet_hours) == (self.arrivals, self.modality.quiet_hours):
@@ -189,8 +195,7 @@ class Silence:
         if self.quiet_since is None:
             self._weigh(now)
         else:
-            self.share, self.quiet_since = 0.0, None
-        self.weighed_at, self.changed = now, True
+            self.begin_again(now)
         self._expect(modality, arrivals)
         self._foresee()
 

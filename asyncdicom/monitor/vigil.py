@@ -29,7 +29,7 @@ _SHORTEST = 0.05
 # A kill forgets no more than so many seconds.
 _WRITE_EVERY = 60.0
 # Modalities judged before others on the loop have their turn.
-_AT_ONCE = 100
+_AT_ONCE = 25
 
 _LISTENED = "INSERT OR REPLACE INTO listened (id, until, hour_began, hour_seconds) VALUES (0, ?, ?, ?)"
 _SILENCES = (
@@ -67,6 +67,8 @@ class Vigil:
         self._tasks = BackgroundTasks()
         self._listening = Listening(clock(), zone)
         self._silences: dict[str, Silence] = {}
+        # Those of whom nothing is expected any more: it may have been a slip, and weeks of learning with it.
+        self._dropped: dict[str, Silence] = {}
         # Of whom it is to be told how they are: that changed, or nobody knows whether an earlier life told it.
         self._untold: set[str] = set()
         self._ended = False
@@ -95,6 +97,8 @@ class Vigil:
             if modality.arrivals is None:
                 continue
             known = self._silences.get(modality.name)
+            if known is None and (known := self._dropped.pop(modality.name, None)) is not None:
+                known.begin_again(now)
             if known is not None and str(known.modality) == str(modality):
                 known.expect(modality, modality.arrivals, now)
             else:
@@ -102,8 +106,9 @@ class Vigil:
                 heard_at = None if state is None else state.last_received
                 known = Silence(modality, modality.arrivals, now, heard_at, zone=self._zone)
             silences[modality.name] = known
-        gone, self._silences = self._silences.keys() - silences.keys(), silences
-        for name in gone:
+        before, self._silences = self._silences, silences
+        for name in before.keys() - silences.keys():
+            self._dropped[name] = before[name]
             self._note(name, None, None)
 
     def end(self) -> None:
@@ -152,11 +157,12 @@ class Vigil:
 
     async def flush(self) -> None:
         """Write down what changed. What the index does not take is written the next time."""
-        if self._index is None or not self._silences:
+        if self._index is None or not (self._silences or self._dropped):
             return
         listening = self._listening
         moment = listening.until, listening.hour_began, listening.hour_seconds
-        changed = [silence for silence in self._silences.values() if silence.changed or silence.learnt]
+        every = (*self._silences.values(), *self._dropped.values())
+        changed = [silence for silence in every if silence.changed or silence.learnt]
         silences = [_row(silence) for silence in changed]
         usual = [row for silence in changed for row in _usual_rows(silence)]
         begun = [(silence.modality.name,) for silence in changed if silence.begun]

@@ -125,11 +125,12 @@ class Service:
         if self._commitment is not None:
             await enter(self._commitment)
         if self._scp is not None:
+            # Before anybody calls: reading what was learnt of thousands takes a moment.
+            index = None if self._archive is None else self._archive.index
+            self._vigil = await enter(Vigil(self.states, self._silence_changed, index=index))
             await enter(self._scp)
             address = {"ae_title": self._config.ae.title, "host": self._scp.host, "port": self._scp.port}
             logger.info("the storage SCP listens", extra=address)
-            index = None if self._archive is None else self._archive.index
-            self._vigil = await enter(Vigil(self.states, self._silence_changed, index=index))
         if self._config.web is not None:
             self.web = await enter(serve_web(self, self._config.web.host, self._config.web.port))
             logger.info("the web side listens", extra={"host": self.web[0], "port": self.web[1]})

@@ -165,6 +165,21 @@ async def test_one_that_is_quiet_and_of_which_nothing_is_expected_any_more_is_sa
         assert life.said == [("ct1", True), ("ct1", False)]
 
 
+async def test_what_was_learnt_of_one_outlives_a_slip_in_the_inventory(tmp_path: Path) -> None:
+    async with Life(tmp_path, MR1) as life:
+        for _ in range(15 * 24):
+            await life.listen(HOUR, "MR1")
+        assert life.of("mr1").expected_by is not None
+        for modalities in ([PACS], [PACS, MR1]):
+            life.states.configure(modalities)
+            life.vigil.configure(modalities)
+            await life.listen(20 * HOUR)
+        # The time in which nothing was expected of it is no silence.
+        assert (life.of("mr1").quiet_since or 0) > life.now - 12 * HOUR
+    async with Life(tmp_path, MR1, start=life.now) as life:
+        assert await life.index.ask("SELECT count(*) FROM usual_arrivals") == [(168,)]
+
+
 async def test_whoever_listens_no_more_judges_nobody(tmp_path: Path) -> None:
     async with Life(tmp_path, CT1) as life:
         life.vigil.end()
