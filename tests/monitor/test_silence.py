@@ -247,6 +247,14 @@ def test_years_bring_no_false_alarm_and_a_failure_is_found_in_time(
         assert least <= life.delay(failure) <= most, failure
 
 
+def test_false_alarms_are_not_more_than_the_threshold_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ten a year are enough to be counted within a year.
+    monkeypatch.setattr("asyncdicom.monitor.silence._FALSE_ALARMS", 10.0)
+    life = Life(emergency).live(12 * WEEK)
+    life.alarms.clear()
+    assert 0 < len(life.live(52 * WEEK).alarms) <= 10
+
+
 def test_nothing_is_expected_before_two_weeks_were_listened_to() -> None:
     life = Life(ct).live(2 * WEEK - DAY)
     assert life.silence.expected_by is None
