@@ -95,6 +95,37 @@ def test_days_are_ranges_and_lists_also_over_the_end_of_the_week() -> None:
     assert WeekHours.parse("Sat,Sun") == WeekHours(frozenset({5, 6}))
 
 
+def test_the_moment_is_that_which_counting_minute_by_minute_gives() -> None:
+    dice = random.Random(7)
+    for _ in range(40):
+        start = at("2026-03-23 00:00") + 60 * dice.randrange(8 * 24 * 60)
+        minutes = dice.randrange(1, 8 * 60)
+        days = frozenset(dice.sample(range(7), dice.randrange(3, 8)))
+        spans = [QuietHours(*dice.sample(range(0, 24 * 60, 5), 2)) for _ in range(2)]
+        hours, off = (WeekHours(days, spans[0]),), (spans[1],) if dice.random() < 0.3 else ()
+        modality = replace(CT1, quiet_hours=off)
+        count, now = 0, start
+        while count < minutes and now < start + 60 * DAY:
+            wall = datetime.fromtimestamp(now, BERLIN)
+            minute = wall.hour * 60 + wall.minute
+            count += any(each.covers(wall.weekday(), minute) for each in hours) and not any(each.covers(minute) for each in off)
+            now += 60.0
+        found = Silence(modality, Arrivals(minutes * 60.0, hours), start, zone=BERLIN).expected_by
+        assert found == (pytest.approx(now, abs=0.01) if count == minutes else None), (hours, off, minutes)
+
+
+def test_looking_often_or_seldom_finds_the_same() -> None:
+    found = set()
+    for every in (7.0, 31.0, 60.0, 119.0):
+        listening = Listening(at("2026-11-20 16:30"), BERLIN)
+        silence = Silence(CT1, Arrivals(HOUR, WORKING), listening.until, zone=BERLIN)
+        while silence.quiet_since is None:
+            look = listening.look(listening.until + every)
+            silence.judge(look, at("2026-11-20 17:20") if look.now > at("2026-11-20 17:20") else None)
+        found.add(local(silence.quiet_since))
+    assert found == {"2026-11-23 07:20"}
+
+
 # -- looking ------------------------------------------------------------------------------------------------------------
 
 
