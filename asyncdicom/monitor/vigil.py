@@ -71,7 +71,10 @@ class Vigil:
         self._dropped: dict[str, Silence] = {}
         # Of whom it is to be told how they are: that changed, or nobody knows whether an earlier life told it.
         self._untold: set[str] = set()
+        self._configured = anyio.Event()
         self._ended = False
+        # What is written later must not be overtaken by what was written before.
+        self._writing = anyio.Lock()
 
     async def __aenter__(self) -> Self:
         self.configure(state.modality for state in self._states.all())
@@ -99,9 +102,13 @@ class Vigil:
             known = self._silences.get(modality.name)
             if known is None and (known := self._dropped.pop(modality.name, None)) is not None:
                 known.begin_again(now)
+                # It may have been told that it was quiet.
+                self._untold.add(modality.name)
             if known is not None and str(known.modality) == str(modality):
                 known.expect(modality, modality.arrivals, now)
             else:
+                if known is not None:
+                    self._untold.add(modality.name)
                 state = self._states.get(modality.name)
                 heard_at = None if state is None else state.last_received
                 known = Silence(modality, modality.arrivals, now, heard_at, zone=self._zone)
@@ -110,6 +117,7 @@ class Vigil:
         for name in before.keys() - silences.keys():
             self._dropped[name] = before[name]
             self._note(name, None, None)
+        self._configured.set()
 
     def end(self) -> None:
         """Listen no more: from now on nobody is let in, and silence says nothing."""
@@ -147,7 +155,9 @@ class Vigil:
     async def _look(self) -> None:
         while True:
             within = [silence.arrivals.within for silence in self._silences.values() if silence.arrivals.within is not None]
-            await anyio.sleep(max(_SHORTEST, min([_EVERY, *(seconds / _LOOKS for seconds in within)])))
+            with anyio.move_on_after(max(_SHORTEST, min([_EVERY, *(seconds / _LOOKS for seconds in within)]))):
+                await self._configured.wait()
+            self._configured = anyio.Event()
             await self.judge()
 
     async def _keep(self) -> None:
@@ -157,8 +167,11 @@ class Vigil:
 
     async def flush(self) -> None:
         """Write down what changed. What the index does not take is written the next time."""
-        if self._index is None or not (self._silences or self._dropped):
-            return
+        if self._index is not None and (self._silences or self._dropped):
+            async with self._writing:
+                await self._write(self._index)
+
+    async def _write(self, index: Table) -> None:
         listening = self._listening
         moment = listening.until, listening.hour_began, listening.hour_seconds
         every = (*self._silences.values(), *self._dropped.values())
@@ -178,7 +191,7 @@ class Vigil:
             transaction.executemany(_USUAL, usual)
 
         try:
-            await self._index.write(job)
+            await index.write(job)
         except ArchiveError as error:
             logger.warning("what was learnt of arrivals waits for the index: %s", error)
             for silence, hours, is_new in noted:

@@ -182,6 +182,24 @@ async def test_a_modality_that_falls_silent_and_is_heard_again_is_told_once_for_
     assert again["data"]["last_received"] == heard["data"]["last_received"] < heard["data"]["expected_by"]
 
 
+async def test_a_reload_changes_what_is_expected_at_once(no_leaks: Baseline, tmp_path: Path) -> None:
+    kept, path = tmp_path / "kept", tmp_path / "a.toml"
+    entry = '[[modality]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\n'
+    text = HEAD + command(kept, "modality.quiet", "modality.heard") + entry
+    async with await made(path, text) as service:
+        assert "modality_quiet" not in str(await metrics_of(service))
+        for arrivals, kinds in (
+            ("{ within = 0.2 }", ["modality.quiet"]),
+            ("{ within = 3600.0 }", ["modality.quiet", "modality.heard"]),
+            ("{ within = 0.2 }", ["modality.quiet", "modality.heard", "modality.quiet"]),
+            ('"off"', ["modality.quiet", "modality.heard", "modality.quiet", "modality.heard"]),
+        ):
+            await anyio.Path(path).write_text(f"{text}arrivals = {arrivals}\n")
+            assert await service.reload() == []
+            await eventually(lambda kinds=kinds: [event["kind"] for event in lines_of(kept)] == kinds)
+        assert "modality_quiet" not in str(await metrics_of(service))
+
+
 async def test_the_first_target_of_an_old_archive_is_not_told_of_all_of_it(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     study = await anyio.to_thread.run_sync(lambda: [data for _, data in synthetic_study(2, 16, 16)])

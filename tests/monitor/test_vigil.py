@@ -165,6 +165,30 @@ async def test_one_that_is_quiet_and_of_which_nothing_is_expected_any_more_is_sa
         assert life.said == [("ct1", True), ("ct1", False)]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+async def test_one_that_left_the_inventory_while_it_was_quiet_is_told_of_when_it_is_back(tmp_path: Path, address: str) -> None:
+    back = replace(CT1, host=address)
+    async with Life(tmp_path, CT1) as life:
+        await life.listen(2 * HOUR)
+        for modalities in ([PACS], [PACS, back]):
+            life.states.configure(modalities)
+            life.vigil.configure(modalities)
+            await life.vigil.judge()
+        assert life.said == [("ct1", True), ("ct1", False)]
+        await life.listen(2 * HOUR)
+        assert life.said[2:] == [("ct1", True)]
+
+
+async def test_another_device_is_not_as_quiet_as_the_one_before(tmp_path: Path) -> None:
+    async with Life(tmp_path, CT1) as life:
+        await life.listen(2 * HOUR)
+        moved = [replace(CT1, host="127.0.0.2")]
+        life.states.configure(moved)
+        life.vigil.configure(moved)
+        await life.vigil.judge()
+        assert life.said == [("ct1", True), ("ct1", False)]
+
+
 async def test_what_was_learnt_of_one_outlives_a_slip_in_the_inventory(tmp_path: Path) -> None:
     async with Life(tmp_path, MR1) as life:
         for _ in range(15 * 24):
