@@ -144,7 +144,8 @@ async def test_a_modality_that_goes_down_and_comes_up_is_told(no_leaks: Baseline
 async def test_a_modality_that_falls_silent_and_is_heard_again_is_told_once_for_each(
     no_leaks: Baseline, tmp_path: Path
 ) -> None:
-    kept = tmp_path / "kept"
+    kept, hooked = tmp_path / "kept", tmp_path / "hooked"
+    webhook = '[[events.target]]\nkind = "webhook"\non = ["modality.quiet"]\nurl = "{url}"\n'
     entry = '[[modality]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\narrivals = { within = 0.4 }\n'
     text = HEAD + command(kept, "modality.quiet", "modality.heard") + entry
     study = await anyio.to_thread.run_sync(lambda: [data for _, data in synthetic_study(1, 16, 16)])
@@ -152,9 +153,9 @@ async def test_a_modality_that_falls_silent_and_is_heard_again_is_told_once_for_
     def kinds() -> list[str]:
         return [event["kind"] for event in lines_of(kept)]
 
-    async with await made(tmp_path / "a.toml", text) as service:
+    async with receiver(hooked) as hook, await made(tmp_path / "a.toml", text + webhook.format(url=hook.url)) as service:
         assert service.scp is not None
-        await eventually(lambda: kinds() == ["modality.quiet"])
+        await eventually(lambda: kinds() == ["modality.quiet"] and len(posted(hooked)) == 1)
         state = service.states.get("ct1")
         assert state is not None
         assert state.quiet_since == state.expected_by is not None
@@ -173,6 +174,7 @@ async def test_a_modality_that_falls_silent_and_is_heard_again_is_told_once_for_
         await eventually(lambda: kinds() == ["modality.quiet", "modality.heard", "modality.quiet"])
     quiet, heard, again = await anyio.to_thread.run_sync(lines_of, kept)
     assert quiet["data"]["last_received"] is None
+    assert await anyio.to_thread.run_sync(posted, hooked) == [quiet]
     assert heard["data"] == {
         "modality": "ct1",
         "ae_title": "CT1",
