@@ -129,7 +129,7 @@ class UserIdentity:
 
 @dataclass(frozen=True, slots=True)
 class QuietHours:
-    """A time of day: that in which a modality is not swept, because it is off or busy.
+    """A time of day in which a modality is not swept, because it is off or busy.
 
     :ivar start: minutes since midnight, local time
     :ivar end: the first minute after; before the start, it goes over midnight

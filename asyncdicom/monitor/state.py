@@ -24,7 +24,7 @@ KEPT_CHANGES = 30
 TELLING: frozenset[Operation] = frozenset(("echo", "find"))
 
 Condition = Literal["up", "down", "unknown"]
-_WORST_FIRST = ("down", "quiet", "unknown", "up")
+_WORST_FIRST = {"down": 0, "unknown": 1, "up": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +198,11 @@ class ModalityState:
 
 
 def worst_first(states: Iterable[ModalityState]) -> list[ModalityState]:
-    """Put down before quiet before unknown before up, and what changed last before what is down for long."""
+    """Put down before unknown before up, and what changed last before what is down for long."""
     return sorted(
         states,
         key=lambda state: (
-            _WORST_FIRST.index("quiet" if state.quiet_since is not None and state.condition != "down" else state.condition),
+            _WORST_FIRST[state.condition],
             -(state.since or 0) if state.condition == "down" else 0,
             state.modality.name,
         ),

@@ -95,9 +95,6 @@ def test_worst_comes_first_and_what_broke_last_before_that() -> None:
     clock.now += 1
     states.operation_ended(outcome("new", Reason.ABORTED))
     assert [state.modality.name for state in worst_first(states.all())] == ["new", "old", "nobody", "up"]
-    for name in ("up", "old"):
-        states.silence_judged(name, expected_by=900.0, quiet_since=900.0)
-    assert [state.modality.name for state in worst_first(states.all())] == ["new", "old", "up", "nobody"]
 
 
 def test_a_reload_keeps_the_state_of_what_stays_the_same() -> None:
