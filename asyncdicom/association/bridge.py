@@ -50,6 +50,7 @@ from asyncdicom.errors import (
     OperationError,
     OperationTimeout,
     ProtocolError,
+    TLSFailed,
 )
 from asyncdicom.modality import Modality
 from asyncdicom.outcome import Peer, Phases
@@ -186,6 +187,10 @@ class BridgedAssociation(Dialogue):
                 return ConnectionLost(f"{who}: the peer closed the connection")
             case Fault.RESET:
                 return ConnectionLost(f"{who}: the connection was reset")
+            case Fault.TLS if answer is None:
+                return TLSFailed(f"{who}: the peer does not go on: it ended TLS with an alert")
+            case Fault.TLS:
+                return ConnectionLost(f"{who}: the peer ended TLS with an alert")
             case Fault.PROTOCOL:
                 return ProtocolError(f"{who}: the peer sent what is not DICOM, or what is out of turn")
             case Fault.TOO_LARGE:

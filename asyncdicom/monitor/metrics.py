@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.exposition import Counters, Family, encode
-from asyncdicom.monitor.state import States
+from asyncdicom.monitor.state import ModalityState, States
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import OPERATIONS, Operation, Outcome, Reason
 
@@ -448,6 +448,27 @@ class _PerModality(Collector):
             for state in states:
                 received.add_metric([state.modality.name], state.last_received or 0.0)
             yield received
+            yield from _silences(states)
+
+
+def _silences(states: Iterable[ModalityState]) -> Iterable[Metric]:
+    quiet = Family(
+        "gauge",
+        "asyncdicom_modality_quiet",
+        "1 while the modality has sent nothing for longer than expected, 0 while it has; only where arrivals are expected.",
+        labels=["modality"],
+    )
+    expected = Family(
+        "gauge",
+        "asyncdicom_modality_expected_by_timestamp_seconds",
+        "When an instance of the modality is expected at the latest; 0 while too little is known to expect one.",
+        labels=["modality"],
+    )
+    for state in states:
+        if state.modality.arrivals is not None:
+            quiet.add_metric([state.modality.name], float(state.quiet_since is not None))
+            expected.add_metric([state.modality.name], state.expected_by or 0.0)
+    yield from (quiet, expected)
 
 
 class _WithoutCreated(Collector):

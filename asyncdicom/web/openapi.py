@@ -62,6 +62,8 @@ _MODALITY: dict[str, Schema] = {
     "latency_ms": {**_or_null(_MILLISECONDS), "description": "how many milliseconds the last success took"},
     "last_success": _or_null(_MOMENT),
     "last_received": {**_or_null(_MOMENT), "description": "when it last sent us an instance"},
+    "expected_by": {**_or_null(_MOMENT), "description": "when an instance is expected of it at the latest"},
+    "quiet_since": {**_or_null(_MOMENT), "description": "since when it has sent less than expected; null while it has not"},
     "failures": {**_COUNT, "description": "outcomes without success, in a row"},
     "breaker_open": {"type": "boolean", "description": "whether it is left alone for a while"},
 }
