@@ -22,6 +22,7 @@ from asyncdicom.fleet.retrieve import Ledger, difference
 from asyncdicom.modality import Engine, Modality
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import (
+    AgreedContext,
     Operation,
     Outcome,
     Peer,
@@ -62,6 +63,11 @@ class Report:
     sub_operations: SubOperations | None = None
     received: int | None = None
     matches: int | None = None
+    contexts: tuple[AgreedContext, ...] = ()
+
+    def met(self, association: Association) -> None:
+        """It got an association."""
+        self.peer, self.contexts = association.peer, association.agreed
 
     def failed(self, error: OperationError) -> None:
         """It ended by an error."""
@@ -145,6 +151,7 @@ class Job(ABC):
             sub_operations=report.sub_operations,
             received=report.received,
             matches=report.matches,
+            contexts=report.contexts,
             **fields,
         )
 
@@ -189,7 +196,7 @@ class EchoJob(Job):
     async def perform(self, report: Report) -> None:
         """Associate for verification alone, and echo."""
         async with self.associate([PresentationContext(uid.VERIFICATION)], report) as association:
-            report.peer = association.peer
+            report.met(association)
             report.answered(await association.echo())
 
 
@@ -224,7 +231,7 @@ class FindJob(Job):
         report.matches = 0
         contexts = [PresentationContext(self._query.find_sop_class)]
         async with self.associate(contexts, report, self._query) as association:
-            report.peer = association.peer
+            report.met(association)
             matches = association.find(self._query, limit=self._limit)
             # What is here is delivered together: waking whoever takes it costs more than a match.
             together: list[Match] = []
@@ -288,7 +295,7 @@ class MoveJob(RetrieveJob):
         """Associate for the information model, and move."""
         last = None
         async with self.associate([PresentationContext(self._query.move_sop_class)], report) as association:
-            report.peer = association.peer
+            report.met(association)
             responses = association.move(self._query, to=self._to)
             async for response in responses:
                 last = response
@@ -330,7 +337,7 @@ class GetJob(RetrieveJob):
         self._kept.clear()
         last = None
         async with self.associate(contexts_for_get(self._query), report) as association:
-            report.peer = association.peer
+            report.met(association)
             async for response in association.get(self._query, self._keep):
                 last = response
                 report.sub_operations, report.received = response.sub_operations, len(self._kept)
@@ -361,7 +368,7 @@ class StoreJob(Job):
             later = [instance for instance in self._left if instance.context not in now]
             self._left = later + batch
             async with self.associate(contexts, report, fresh=True) as association:
-                report.peer = association.peer
+                report.met(association)
                 await self._store(association, report, list(reversed(batch)))
 
     async def _store(self, association: Association, report: Report, instances: Sequence[Instance]) -> None:
@@ -375,7 +382,7 @@ class StoreJob(Job):
             for left in reversed(range(count)):
                 request = following
                 instance = request.instance if isinstance(request, StoreRequest) else request
-                one = Report(phases=association.phases, peer=association.peer)
+                one = Report(phases=association.phases, peer=association.peer, contexts=association.agreed)
                 try:
                     storing = await association.begin_store(request)
                     if known is not None:
