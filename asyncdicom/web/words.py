@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from pydicom.uid import UID_dictionary
+
 from asyncdicom.outcome import Outcome, Reason
 
 REASONS: dict[Reason, str] = {
@@ -76,3 +78,9 @@ def number(count: int) -> str:
 def moment(at: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def uid(value: str) -> str:
+    """A UID by its name (PS3.6 Annex A), itself where it has none."""
+    known = UID_dictionary.get(value)
+    return known[0] if known else value

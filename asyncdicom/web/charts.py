@@ -1,0 +1,142 @@
+"""Outcomes as pictures: few elements each, however many samples, because a page has a hundred of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from asyncdicom.monitor.state import KEPT_OUTCOMES, Sample
+from asyncdicom.outcome import OPERATIONS, PHASES, Phases, Reason
+from asyncdicom.web import words
+from asyncdicom.web.markup import Markup, element, text
+
+_STEP, _HEIGHT = 4, 22
+_WIDTH = KEPT_OUTCOMES * _STEP
+_REASONS = {reason: position for position, reason in enumerate(words.REASONS)}
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_BAR = 1000
+
+
+def strip(samples: Sequence[Sample], of: str, class_: str = "strip") -> Markup:
+    """The last outcomes as marks, newest at the right: low and green what succeeded, high and red what failed.
+
+    A run of equal outcomes is one line, which the style dashes into marks. What and when each was lies in an attribute, from
+    which the script tells it: on hover, on touch, and by the arrow keys.
+
+    :param of: the name of the modality
+    """
+    lines = {"ok": "", "skipped": "", "bad": ""}
+    first = KEPT_OUTCOMES - len(samples)
+    start = 0
+    for end in range(1, len(samples) + 1):
+        kind = _kind(samples[start])
+        if end == len(samples) or _kind(samples[end]) != kind:
+            lines[kind] += f"M{(first + start) * _STEP} 11h{(end - start) * _STEP - 1}"
+            start = end
+    failed = sum(sample.reason is not Reason.OK for sample in samples)
+    paths = "".join(f'<path d="{line}" class="{kind}"/>' for kind, line in lines.items() if line)
+    # Written out: every row of a fleet has one, and calling for each element costs more than all the rest of it.
+    return Markup(
+        f'<svg class="{class_}" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" tabindex="0"'
+        f' aria-label="{text(of)}: last {len(samples)} outcomes, {failed} failed"'
+        f' data-samples="{packed(samples)}">{paths}</svg>'
+    )
+
+
+def _kind(sample: Sample) -> str:
+    if sample.reason is Reason.OK:
+        return "ok"
+    return "skipped" if sample.reason is Reason.BREAKER_OPEN else "bad"
+
+
+def packed(samples: Sequence[Sample]) -> str:
+    """Samples for the script, each in a few characters.
+
+    The first number is when the first one was, in seconds since the epoch; then for each, in base 36: its operation and its
+    reason (positions in the page's lists, a digit each), the seconds since the one before, and after a point its tenths of
+    a millisecond.
+    """
+    if not samples:
+        return ""
+    before = round(samples[0].at)
+    parts = [_base36(before)]
+    for sample in samples:
+        at = round(sample.at)
+        gap = _base36(max(0, at - before))
+        took = _base36(round(sample.duration * 10_000))
+        parts.append(f"{OPERATIONS.index(sample.operation)}{_DIGITS[_REASONS[sample.reason]]}{gap}.{took}")
+        before = max(before, at)
+    return " ".join(parts)
+
+
+def _base36(number: int) -> str:
+    if number < 36:
+        return _DIGITS[number]
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def sparkline(samples: Sequence[Sample], class_: str = "spark") -> Markup | None:
+    """How long the successes took, as a line that a failure interrupts; None when there are less than two.
+
+    It rises from zero to the slowest of them.
+    """
+    slowest = max((sample.duration for sample in samples if sample.reason is Reason.OK), default=0.0)
+    if slowest <= 0 or sum(sample.reason is Reason.OK for sample in samples) < 2:
+        return None
+    line, broken = "", True
+    scale = (_HEIGHT - 3) / slowest
+    for position, sample in enumerate(samples, KEPT_OUTCOMES - len(samples)):
+        if sample.reason is Reason.OK:
+            line += f"{'M' if broken else 'L'}{position * _STEP + 2} {_HEIGHT - 1.5 - sample.duration * scale:.1f}"
+            # A line needs two ends: a success alone between failures is a point.
+            line += "h0" if broken else ""
+        broken = sample.reason is not Reason.OK
+    return Markup(
+        f'<svg class="{class_}" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path d="{line}"/></svg>'
+    )
+
+
+def phases_bar(phases: Phases) -> Markup | None:
+    """The seconds of each phase as one bar of parts, with a legend that has the numbers; None when none was reached."""
+    reached = [(name, seconds) for name in PHASES if (seconds := getattr(phases, name)) is not None]
+    total = sum(seconds for _, seconds in reached)
+    if not reached:
+        return None
+    legend = element(
+        "ul",
+        [
+            element(
+                "li",
+                element("span", class_=f"swatch p-{name}", aria_hidden="true"),
+                element("span", name),
+                element("b", words.milliseconds(seconds), class_="num"),
+            )
+            for name, seconds in reached
+        ],
+        class_="phases",
+    )
+    if total <= 0:
+        return legend
+    return Markup(_bar(reached, total) + legend)
+
+
+def _bar(parts: Iterable[tuple[str, float]], total: float) -> Markup:
+    at = 0.0
+    shapes = []
+    for name, seconds in parts:
+        width = seconds / total * _BAR
+        shapes.append(element("rect", x=f"{at:.1f}", y=0, width=f"{width:.1f}", height=10, class_=f"p-{name}"))
+        at += width
+    return element(
+        "svg",
+        shapes,
+        viewBox=f"0 0 {_BAR} 10",
+        preserveAspectRatio="none",
+        aria_hidden="true",
+        focusable="false",
+        class_="stack",
+    )
