@@ -24,7 +24,6 @@ KEPT_CHANGES = 30
 TELLING: frozenset[Operation] = frozenset(("echo", "find"))
 
 Condition = Literal["up", "down", "unknown"]
-_WORST_FIRST = {"down": 0, "unknown": 1, "up": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +194,6 @@ class ModalityState:
             failed=tuple(past.failed[-KEPT_FAILURES:]),
             changes=tuple(past.changes[-KEPT_CHANGES:]),
         )
-
-
-def worst_first(states: Iterable[ModalityState]) -> list[ModalityState]:
-    """Put down before unknown before up, and what changed last before what is down for long."""
-    return sorted(
-        states,
-        key=lambda state: (
-            _WORST_FIRST[state.condition],
-            -(state.since or 0) if state.condition == "down" else 0,
-            state.modality.name,
-        ),
-    )
 
 
 class States(Observer):

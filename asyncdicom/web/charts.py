@@ -11,9 +11,13 @@ from asyncdicom.web.markup import Markup, element, text
 
 _STEP, _HEIGHT = 4, 22
 _WIDTH = KEPT_OUTCOMES * _STEP
-_REASONS = {reason: position for position, reason in enumerate(words.REASONS)}
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+# Of the line of latencies, so that its points are whole numbers.
+_TALL = 1000
 _BAR = 1000
+_OK, _SKIPPED = Reason.OK, Reason.BREAKER_OPEN
+_OPERATIONS = {operation: str(position) for position, operation in enumerate(OPERATIONS)}
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_REASONS = {reason: _DIGITS[position] for position, reason in enumerate(words.REASONS)}
 
 
 def strip(samples: Sequence[Sample], of: str, class_: str = "strip") -> Markup:
@@ -32,7 +36,7 @@ def strip(samples: Sequence[Sample], of: str, class_: str = "strip") -> Markup:
         if end == len(samples) or _kind(samples[end]) != kind:
             lines[kind] += f"M{(first + start) * _STEP} 11h{(end - start) * _STEP - 1}"
             start = end
-    failed = sum(sample.reason is not Reason.OK for sample in samples)
+    failed = sum(sample.reason is not _OK for sample in samples)
     paths = "".join(f'<path d="{line}" class="{kind}"/>' for kind, line in lines.items() if line)
     # Written out: every row of a fleet has one, and calling for each element costs more than all the rest of it.
     return Markup(
@@ -43,39 +47,31 @@ def strip(samples: Sequence[Sample], of: str, class_: str = "strip") -> Markup:
 
 
 def _kind(sample: Sample) -> str:
-    if sample.reason is Reason.OK:
+    if sample.reason is _OK:
         return "ok"
-    return "skipped" if sample.reason is Reason.BREAKER_OPEN else "bad"
+    return "skipped" if sample.reason is _SKIPPED else "bad"
 
 
 def packed(samples: Sequence[Sample]) -> str:
     """Samples for the script, each in a few characters.
 
-    The first number is when the first one was, in seconds since the epoch; then for each, in base 36: its operation and its
-    reason (positions in the page's lists, a digit each), the seconds since the one before, and after a point its tenths of
-    a millisecond.
+    The first number is when the first one was, in seconds since the epoch; then for each its operation and its reason
+    (positions in the page's lists, a digit each, base 36), the seconds since the one before, and after a point its tenths of
+    a millisecond. Numbers are in base 16.
     """
     if not samples:
         return ""
-    before = round(samples[0].at)
-    parts = [_base36(before)]
+    before = int(samples[0].at)
+    parts = [f"{before:x}"]
     for sample in samples:
-        at = round(sample.at)
-        gap = _base36(max(0, at - before))
-        took = _base36(round(sample.duration * 10_000))
-        parts.append(f"{OPERATIONS.index(sample.operation)}{_DIGITS[_REASONS[sample.reason]]}{gap}.{took}")
-        before = max(before, at)
+        reason, at = sample.reason, int(sample.at)
+        # Most are this one, and asking a dictionary of an enumeration costs more than all the rest.
+        code = "0" if reason is _OK else _REASONS[reason]
+        # A clock that was put back makes no gap.
+        gap = at - before if at > before else 0
+        parts.append(f"{_OPERATIONS[sample.operation]}{code}{gap:x}.{int(sample.duration * 10_000):x}")
+        before += gap
     return " ".join(parts)
-
-
-def _base36(number: int) -> str:
-    if number < 36:
-        return _DIGITS[number]
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-    return digits
 
 
 def sparkline(samples: Sequence[Sample], class_: str = "spark") -> Markup | None:
@@ -83,19 +79,26 @@ def sparkline(samples: Sequence[Sample], class_: str = "spark") -> Markup | None
 
     It rises from zero to the slowest of them.
     """
-    slowest = max((sample.duration for sample in samples if sample.reason is Reason.OK), default=0.0)
-    if slowest <= 0 or sum(sample.reason is Reason.OK for sample in samples) < 2:
+    took = [sample.duration for sample in samples if sample.reason is _OK]
+    if len(took) < 2 or (slowest := max(took)) <= 0:
         return None
-    line, broken = "", True
-    scale = (_HEIGHT - 3) / slowest
-    for position, sample in enumerate(samples, KEPT_OUTCOMES - len(samples)):
-        if sample.reason is Reason.OK:
-            line += f"{'M' if broken else 'L'}{position * _STEP + 2} {_HEIGHT - 1.5 - sample.duration * scale:.1f}"
+    scale = _TALL / slowest
+    parts: list[str] = []
+    at = (KEPT_OUTCOMES - len(samples)) * _STEP + _STEP // 2
+    broken = True
+    for sample in samples:
+        if sample.reason is not _OK:
+            broken = True
+        elif broken:
             # A line needs two ends: a success alone between failures is a point.
-            line += "h0" if broken else ""
-        broken = sample.reason is not Reason.OK
+            parts.append(f"M{at} {_TALL - int(sample.duration * scale)}h0L")
+            broken = False
+        else:
+            parts.append(f"{at} {_TALL - int(sample.duration * scale)} ")
+        at += _STEP
+    line = "".join(parts).replace("LM", "M").rstrip("L ")
     return Markup(
-        f'<svg class="{class_}" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
+        f'<svg class="{class_}" viewBox="0 -50 {_WIDTH} {_TALL + 100}" preserveAspectRatio="none" aria-hidden="true">'
         f'<path d="{line}"/></svg>'
     )
 

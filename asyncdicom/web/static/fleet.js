@@ -201,11 +201,11 @@ let told = null;
 
 function samplesOf(strip) {
   const [first, ...rest] = strip.dataset.samples.split(" ");
-  let at = parseInt(first, 36);
+  let at = parseInt(first, 16);
   return rest.map((packed) => {
     const [gap, took] = packed.slice(2).split(".");
-    at += parseInt(gap, 36);
-    return { at, operation: operations[packed[0]], reason: reasons[parseInt(packed[1], 36)][1], took: parseInt(took, 36) / 10 };
+    at += parseInt(gap, 16);
+    return { at, operation: operations[packed[0]], reason: reasons[parseInt(packed[1], 36)][1], took: parseInt(took, 16) / 10 };
   });
 }
 
