@@ -74,10 +74,12 @@ def packed(samples: Sequence[Sample]) -> str:
     return " ".join(parts)
 
 
-def sparkline(samples: Sequence[Sample], class_: str = "spark") -> Markup | None:
+def sparkline(samples: Sequence[Sample], class_: str = "spark", *, slots: int = KEPT_OUTCOMES) -> Markup | None:
     """How long the successes took, as a line that a failure interrupts; None when there are less than two.
 
     It rises from zero to the slowest of them.
+
+    :param slots: for how many outcomes there is room at least, so that few of them fill a small picture
     """
     took = [sample.duration for sample in samples if sample.reason is _OK]
     if len(took) < 2 or (slowest := max(took)) <= 0:
@@ -96,9 +98,11 @@ def sparkline(samples: Sequence[Sample], class_: str = "spark") -> Markup | None
         else:
             parts.append(f"{at} {_TALL - int(sample.duration * scale)} ")
         at += _STEP
+    width = max(slots, len(samples)) * _STEP
     line = "".join(parts).replace("LM", "M").rstrip("L ")
     return Markup(
-        f'<svg class="{class_}" viewBox="0 -50 {_WIDTH} {_TALL + 100}" preserveAspectRatio="none" aria-hidden="true">'
+        f'<svg class="{class_}" viewBox="{_WIDTH - width} -50 {width} {_TALL + 100}" preserveAspectRatio="none"'
+        ' aria-hidden="true">'
         f'<path d="{line}"/></svg>'
     )
 

@@ -12,6 +12,8 @@ from asyncdicom.web.markup import Child, Markup, element
 from asyncdicom.web.selection import ROWS, STATES, Filter, Selection, select
 from asyncdicom.web.shell import Shell, live
 
+# Outcomes that fill the small picture of latencies.
+_FEW = 15
 _HEADS = ("State", "Modality", "What it says", "Latency", "Last outcomes", "Since")
 _LABELS = {"down": "Down", "unknown": "Unknown", "up": "Up", "quiet": "Quiet"}
 
@@ -81,7 +83,7 @@ def _lasting(state: ModalityState) -> Markup:
         element("td", marks.pill(state), class_="c-state"),
         element("td", name, where, class_="c-name"),
         element("td", marks.said(state.telling), class_="c-words"),
-        element("td", words.milliseconds(latency), charts.sparkline(state.samples), class_="c-latency num"),
+        element("td", words.milliseconds(latency), charts.sparkline(state.samples, slots=_FEW), class_="c-latency num"),
         element("td", charts.strip(state.samples, peer.name), class_="c-strip"),
     )
     return Markup(element("tr", cells, class_=state.condition, data_key=peer.name).removesuffix("</tr>"))

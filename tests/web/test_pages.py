@@ -100,7 +100,8 @@ def test_a_modality_without_outcomes_has_a_page() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.0123, "12.3 ms"), (0.25, "250 ms"), (1.25, "1.2 s"), (12.0, "12 s"), (None, "–")]
+    ("value", "shown"),
+    [(0.000044, "0.04 ms"), (0.0123, "12.3 ms"), (0.25, "250 ms"), (1.25, "1.2 s"), (12.0, "12 s"), (None, "–")],
 )
 def test_a_duration_is_shown_in_a_fitting_unit(value: float | None, shown: str) -> None:
     assert words.milliseconds(value) == shown

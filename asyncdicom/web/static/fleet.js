@@ -280,7 +280,7 @@ document.addEventListener("submit", async (event) => {
       isUp = answer.ok;
       const [, reason] = reasons.find(([name]) => name === answer.reason);
       const next = answer.remedy ? ` Next: ${answer.remedy}.` : "";
-      words = `${reason}, after ${answer.duration_ms.toFixed(1)} ms.${answer.ok || !answer.detail ? "" : ` ${answer.detail}.`}${next}`;
+      words = `${reason}, after ${answer.duration_ms.toFixed(answer.duration_ms < 1 ? 2 : 1)} ms.${answer.ok || !answer.detail ? "" : ` ${answer.detail}.`}${next}`;
     } else {
       words = response.status === 401 ? "The token is another one now: load this page again." : `Not asked: ${answer.error}.`;
     }
