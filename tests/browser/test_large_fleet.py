@@ -25,6 +25,8 @@ DOWN = 5
 EVERY, LOOKS = 2.0, 6.0
 # Milliseconds that the page may not answer to who uses it. Others work on this machine too.
 LONGEST = 150
+# Of a hundred rows with sixty outcomes each.
+MOST_NODES = 2_500
 WATCH = """
 window.long = [];
 new PerformanceObserver((list) => window.long.push(...list.getEntries().map(({ duration }) => Math.round(duration))))
@@ -78,6 +80,8 @@ def test_a_thousand_modalities_are_followed_without_a_lag(
     loaded = page.evaluate("Math.round(performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd)")
     rows = page.locator("tr[data-key]")
     assert rows.count() == 100
+    assert page.evaluate("document.querySelectorAll('*').length") <= MOST_NODES
+    loading: list[int] = page.evaluate("window.long.splice(0)")
     page.locator("tr[data-key] .name").nth(60).focus()
     focused = page.evaluate("document.activeElement.textContent")
     page.evaluate("getSelection().selectAllChildren(document.querySelectorAll('.where')[62])")
@@ -97,5 +101,5 @@ def test_a_thousand_modalities_are_followed_without_a_lag(
     assert rows.count() == 10
     long: list[int] = page.evaluate("window.long")
     told = f"{min(times):.0f} ms and {len(answer.content) // 1024} KiB from the server, {loaded} ms to its end in the browser"
-    record_property("a page of 1,000", f"{told}; long tasks of {sorted(long)} ms")
-    assert max(long, default=0) <= LONGEST
+    record_property("a page of 1,000", f"{told}; long tasks of {loading} ms, and of {long} ms later on")
+    assert max(*loading, *long, 0, 0) <= LONGEST

@@ -164,8 +164,8 @@ if (filters) {
   let typing = null;
   const show = (isStep) => {
     clearTimeout(typing);
-    const query = new URLSearchParams([...new FormData(filters)].filter(([, value]) => value));
-    go(query.size ? `/?${query}` : "/", isStep);
+    const query = String(new URLSearchParams([...new FormData(filters)].filter(([, value]) => value)));
+    go(query ? `/?${query}` : "/", isStep);
   };
   filters.addEventListener("submit", (event) => {
     event.preventDefault();
