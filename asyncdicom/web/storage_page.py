@@ -21,6 +21,7 @@ _SENDERS = 200
 # A disk that lasts longer than this does not fill up, as far as anybody plans; in seconds.
 _LONG = 5 * 365 * 86_400.0
 _SOON = 2 * 86_400.0
+_TRUSTED = 3600.0
 _DUPLICATES = {
     "identical": "the same once more: nothing was written",
     "kept": "another under the same UID: the first was kept",
@@ -79,12 +80,7 @@ def _is_complete(study: Mapping[str, Any], storage: StorageSummary, now: float) 
 def _figures(storage: StorageSummary, shown: Shown) -> Markup:
     in_progress = sum(not _is_complete(study, storage, shown.now) for study in shown.studies)
     and_more = "+" if in_progress == STUDIES else ""
-    waiting: Child = "nobody is told"
-    if storage.pending is not None:
-        waiting = words.number(storage.pending)
-    oldest: Child = None
-    if storage.pending and storage.oldest_pending is not None:
-        oldest = joined(("the oldest ", marks.ago(storage.oldest_pending, shown.now)))
+    waiting, oldest = _waiting(storage, shown.now)
     duplicates = sum(storage.duplicates.values())
     free, forecast = _free(storage)
     figures: list[tuple[str, Child, Child, bool]] = [
@@ -118,6 +114,14 @@ def _figures(storage: StorageSummary, shown: Shown) -> Markup:
     )
 
 
+def _waiting(storage: StorageSummary, now: float) -> tuple[Child, Child]:
+    if storage.pending is None:
+        return "–", "nobody is told of any"
+    if not storage.pending or storage.oldest_pending is None:
+        return words.number(storage.pending), "all are delivered"
+    return words.number(storage.pending), joined(("the oldest ", marks.ago(storage.oldest_pending, now)))
+
+
 def _free(storage: StorageSummary) -> tuple[str, str]:
     forecast = storage.forecast
     if storage.free_bytes is None:
@@ -132,7 +136,10 @@ def _free(storage: StorageSummary) -> tuple[str, str]:
 
 
 def _fills_soon(forecast: Forecast | None) -> bool:
-    return forecast is not None and forecast.full_in is not None and forecast.full_in < _SOON
+    # What one study does to a few minutes alarms nobody.
+    if forecast is None or forecast.full_in is None or forecast.observed < _TRUSTED:
+        return False
+    return forecast.full_in < _SOON
 
 
 def _arrivals(storage: StorageSummary, shown: Shown) -> Markup:

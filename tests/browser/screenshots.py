@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.peers.programs import program
 
 IMAGES = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
-PAGES = {"fleet": ("/", 900), "modality": ("/modalities/pacs", 1000), "storage": ("/storage", 780)}
+PAGES = {"fleet": ("/", 760), "modality": ("/modalities/pacs", 1000), "storage": ("/storage", 780)}
 # So long the demo needs for a full strip, for duplicates, for studies that are complete, and for a forecast; in seconds.
 HISTORY = 330
 # Bytes of a picture: who reads the documentation waits for it.

@@ -78,7 +78,7 @@ def test_duplicates_are_told_by_what_became_of_them() -> None:
 def test_events_that_wait_are_told_with_the_oldest() -> None:
     assert "nobody is told" in page()
     assert "1 min ago" in page(pending=7, oldest_pending=NOW - 61)
-    assert "the oldest" not in page(pending=0, oldest_pending=None)
+    assert "all are delivered" in page(pending=0, oldest_pending=None)
 
 
 def test_without_a_storage_scp_the_page_says_so() -> None:
