@@ -178,10 +178,11 @@ class _Routes:
         return JSONResponse({"reloaded": not mistakes, "mistakes": mistakes}, 422 if mistakes else 200)
 
     async def api_events(self, request: Request) -> Response:
-        """What changes, as server-sent events: ``modality``, ``gone`` and ``storage``."""
+        """What changes, as server-sent events: ``modality``, ``gone`` and ``storage``; ``changed`` alone with ``brief=1``."""
         if self._streams.is_full:
             raise HTTPException(503, "too many listen already")
-        return StreamingResponse(self._streams.events(), media_type="text/event-stream")
+        brief = "brief" in request.query_params
+        return StreamingResponse(self._streams.events(brief=brief), media_type="text/event-stream")
 
     async def api_studies(self, request: Request) -> Response:
         """The studies that received something last, latest first; no patients."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -34,10 +34,10 @@ class Filter:
     page: int = 1
 
     @classmethod
-    def of(cls, query: Any) -> Filter:
+    def of(cls, query: Mapping[str, str]) -> Filter:
         """The filter of an address.
 
-        :param query: the parameters of its query, a mapping of texts
+        :param query: the parameters of its query
         """
         page = query.get("page", "1")
         return cls(

@@ -47,8 +47,11 @@ class Streams:
         for changed in self._open:
             changed.wake()
 
-    async def events(self) -> AsyncIterator[str]:
-        """Events in their form on the wire, until the server ends or the reader goes."""
+    async def events(self, *, brief: bool = False) -> AsyncIterator[str]:
+        """Events in their form on the wire, until the server ends or the reader goes.
+
+        :param brief: tell only who changed, all in one event: enough for a page, which asks for what it shows
+        """
         with self._changes.listening() as changed:
             self._open.add(changed)
             try:
@@ -57,6 +60,10 @@ class Streams:
                     names, stored = await changed.wait(_HEARTBEAT)
                     if not names and not stored:
                         yield ": nothing happened\n\n"
+                    if brief:
+                        if names or stored:
+                            yield _event("changed", {"modalities": sorted(names), "storage": stored})
+                        names, stored = set(), False
                     for batch in _batches(sorted(names)):
                         yield "".join([self._change_of(name) for name in batch])
                         # Writing what there is room for does not wait: the others on the loop have their turn in between.

@@ -73,3 +73,20 @@ def test_an_echo_that_is_not_allowed_is_told_in_words(site: Site, visit: Visit) 
     page.get_by_role("button", name="Echo now").click()
     page.locator("#echoed").get_by_text("Not asked: without web.token_file").wait_for()
     assert site.service.echoes == []
+
+
+def test_without_the_script_the_echo_is_asked_for_too(site: Site, visit: Visit) -> None:
+    # The answer is no page of ours, and has no icon.
+    page = visit(f"{site.address}/modalities/up-1", java_script_enabled=False, ignore="404")
+    page.get_by_role("button", name="Echo now").click()
+    page.wait_for_url("**/api/modalities/up-1/echo")
+    assert '"reason":"connect_refused"' in page.content()
+
+
+def test_a_modality_that_has_left_is_told_of(site: Site, visit: Visit) -> None:
+    page = visit(f"{site.address}/modalities/up-1", ignore="404")
+    stay = [state.modality for state in site.service.states.all() if state.modality.name != "up-1"]
+    site.service.states.configure(stay)
+    page.evaluate("refresh()")
+    page.get_by_text("this modality has left the configuration").wait_for()
+    assert page.locator("h1").inner_text() == "up-1"

@@ -127,16 +127,13 @@ function soon() {
   }, pause);
 }
 
-const events = new EventSource("/api/events");
+const events = new EventSource("/api/events?brief=1");
 events.addEventListener("open", soon);
-for (const kind of ["modality", "gone", "storage"]) {
-  events.addEventListener(kind, (event) => {
-    const { modality, storage } = live().dataset;
-    if (storage !== undefined && kind !== "storage") return;
-    if (modality !== undefined && (kind === "storage" || JSON.parse(event.data).name !== modality)) return;
-    soon();
-  });
-}
+events.addEventListener("changed", (event) => {
+  const changed = JSON.parse(event.data);
+  const { modality, storage } = live().dataset;
+  if (modality !== undefined ? changed.modalities.includes(modality) : storage === undefined || changed.storage) soon();
+});
 setInterval(() => {
   const patience = events.readyState === EventSource.OPEN ? QUIET : 0;
   if (!document.hidden && Date.now() - refreshed >= patience) refresh();
