@@ -104,7 +104,7 @@ class _Routes:
             storage, now = self._backend.storage(), time.time()
             if fragment:
                 return self._fleet.fragment(states, shown, storage, now)
-            return self._fleet.page(self._shell(), states, shown, storage, now)
+            return self._fleet.page(self.shell(), states, shown, storage, now)
 
         return HTMLResponse(await self._in_thread(render))
 
@@ -113,7 +113,7 @@ class _Routes:
         state = self._state(request)
         if "fragment" in request.query_params:
             return HTMLResponse(await self._in_thread(lambda: modality_page.fragment(state, time.time())))
-        return HTMLResponse(await self._in_thread(lambda: modality_page.page(self._shell(), state, time.time())))
+        return HTMLResponse(await self._in_thread(lambda: modality_page.page(self.shell(), state, time.time())))
 
     async def storage(self, request: Request) -> Response:
         """The storage page, or with ``fragment=1`` what of it changes."""
@@ -125,7 +125,7 @@ class _Routes:
             for state in states:
                 names.setdefault(state.modality.ae_title, []).append(state.modality.name)
             shown = storage_page.Shown(self._backend.storage(), studies, senders, time.time(), names)
-            return storage_page.fragment(shown) if fragment else storage_page.page(self._shell(), shown)
+            return storage_page.fragment(shown) if fragment else storage_page.page(self.shell(), shown)
 
         return HTMLResponse(await self._in_thread(render))
 
@@ -237,7 +237,8 @@ class _Routes:
             raise HTTPException(404, "the inventory has no modality of this name")
         return state
 
-    def _shell(self) -> Shell:
+    def shell(self) -> Shell:
+        """What every page has around it."""
         assets = {name: f"/static/{name}?v={digest}" for name, digest in self._digests.items()}
         return Shell(self._backend.title, __version__, assets)
 

@@ -33,7 +33,7 @@ class FleetPage:
         selection = select(states, shown)
         form = _form(shown, selection.groups)
         changing = self._live(selection, shown, len(states), storage, now)
-        return shell.page(_title(selection), "/", element("h1", "Fleet", class_="unseen"), form, changing)
+        return shell.page(_title(selection), element("h1", "Fleet", class_="unseen"), form, changing, here="/")
 
     def fragment(self, states: list[ModalityState], shown: Filter, storage: StorageSummary | None, now: float) -> Markup:
         """What of it changes by itself."""

@@ -19,7 +19,7 @@ def page(shell: Shell, state: ModalityState, now: float) -> str:
 
     :param now: seconds since the epoch
     """
-    return shell.page(state.modality.name, "", fragment(state, now))
+    return shell.page(state.modality.name, fragment(state, now))
 
 
 def fragment(state: ModalityState, now: float) -> Markup:

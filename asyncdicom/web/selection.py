@@ -89,7 +89,7 @@ def select(states: Iterable[ModalityState], shown: Filter) -> Selection:
     """
     counts = dict.fromkeys(STATES, 0)
     groups: set[str] = set()
-    by_condition: dict[str, list[ModalityState]] = {"down": [], "unknown": [], "up": []}
+    by_condition: dict[str, list[ModalityState]] = {"down": [], "quiet": [], "unknown": [], "up": []}
     wanted, group = shown.text.strip().lower(), shown.group
     condition = shown.condition if shown.condition in STATES else ""
     for state in states:
@@ -108,11 +108,11 @@ def select(states: Iterable[ModalityState], shown: Filter) -> Selection:
         # By the address as it is shown, which is made of all that is looked for but the name.
         if wanted and wanted not in modality.name.lower() and wanted not in str(modality).lower():
             continue
-        # What is up and quiet is worse than what is up.
-        by_condition["unknown" if is_quiet and is_now == "up" else is_now].append(state)
-    down = sorted(by_condition["down"], key=lambda state: (-(state.since or 0.0), state.modality.name))
-    rest = [sorted(by_condition[name], key=lambda state: state.modality.name) for name in ("unknown", "up")]
-    found = [*down, *rest[0], *rest[1]]
+        # Something is wrong with what is quiet, whatever it answers.
+        by_condition["quiet" if is_quiet and is_now != "down" else is_now].append(state)
+    found = sorted(by_condition.pop("down"), key=lambda state: (-(state.since or 0.0), state.modality.name))
+    for alike in by_condition.values():
+        found += sorted(alike, key=lambda state: state.modality.name)
     pages = max(1, -(-len(found) // ROWS))
     page = min(max(1, shown.page), pages)
     return Selection(found[(page - 1) * ROWS : page * ROWS], len(found), page, pages, counts, sorted(groups))

@@ -29,7 +29,7 @@ class Shell:
     version: str
     assets: dict[str, str]
 
-    def page(self, title: str, here: str, *content: Child) -> str:
+    def page(self, title: str, *content: Child, here: str = "") -> str:
         """A whole document.
 
         :param here: the address of the page among those of the bar

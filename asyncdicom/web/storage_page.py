@@ -51,7 +51,7 @@ class Shown:
 
 def page(shell: Shell, shown: Shown) -> str:
     """The whole page."""
-    return shell.page("Storage", "/storage", fragment(shown))
+    return shell.page("Storage", fragment(shown), here="/storage")
 
 
 def fragment(shown: Shown) -> Markup:

@@ -115,7 +115,7 @@ class Shown(KnownService):
             for turn in range(60):
                 reason = Reason.ABORTED if turn == 20 + number else Reason.OK
                 self.ended(f"up-{number}", reason, duration=0.01 + 0.001 * (turn * 7 % 11))
-        self.observer.store_ended("CT1", 0x0000, 4711, 0.1)
+        self.kept = 100
         self.known_studies = [
             {
                 "study_instance_uid": "1.2.3",
@@ -142,14 +142,19 @@ class Shown(KnownService):
 
     def storage(self) -> StorageSummary:
         return StorageSummary(
-            *("ME@127.0.0.1:104", 2, 100, 1, 5 << 20, 3, 1_700_000_000.0, 50 << 30),
-            arrivals=(Arrived("CT1", 100, 1, 5 << 20, 1_700_000_000.0), Arrived("STRANGER", 0, 2)),
+            *("ME@127.0.0.1:104", 2, self.kept, 1, 5 << 20, 3, 1_700_000_000.0, 50 << 30),
+            arrivals=(Arrived("CT1", self.kept, 1, 5 << 20, 1_700_000_000.0), Arrived("STRANGER", 0, 2)),
             duplicates={"identical": 3, "kept": 1},
             quarantined=1,
             pending=2,
             oldest_pending=1_700_000_000.0,
             forecast=Forecast(1 << 20, 3600.0, 1800.0),
         )
+
+    def stored(self) -> None:
+        """An instance came."""
+        self.kept += 1
+        self.observer.store_ended("CT1", 0x0000, 4711, 0.1)
 
 
 class Site:
@@ -163,6 +168,10 @@ class Site:
     def ended(self, name: str, reason: Reason, **fields: Any) -> None:
         """A modality was asked, on the loop of the service."""
         self._portal.call(lambda: self.service.ended(name, reason, **fields))
+
+    def stored(self) -> None:
+        """An instance came, on the loop of the service."""
+        self._portal.call(self.service.stored)
 
 
 @pytest.fixture

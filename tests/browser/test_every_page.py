@@ -10,6 +10,8 @@ import pytest
 from tests.peers.node import package
 
 from .conftest import Site, Visit
+from .screenshots import IMAGES, MOST
+from .screenshots import PAGES as SHOWN
 
 PAGES = (
     *("/", "/?failing=1", "/?q=nobody", "/modalities/up-1", "/modalities/down-rejected_permanent"),
@@ -43,6 +45,12 @@ def test_the_policy_refuses_what_is_inline(site: Site, visit: Visit) -> None:
     page = visit(site.address, ignore="Content Security Policy")
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.ran = 1' }))")
     assert page.evaluate("window.ran") is None
+
+
+def test_pictures_of_the_documentation_are_small() -> None:
+    pictures = sorted(IMAGES.glob("*.png"))
+    assert {picture.stem for picture in pictures} == {name + suffix for name in SHOWN for suffix in ("", "-dark")}
+    assert not [picture.name for picture in pictures if picture.stat().st_size > MOST]
 
 
 def test_style_and_script_are_small() -> None:

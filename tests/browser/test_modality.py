@@ -68,10 +68,12 @@ def test_with_a_token_the_browser_asks_for_it_once_and_the_echo_carries_it(site:
 
 def test_an_echo_that_is_not_allowed_is_told_in_words(site: Site, visit: Visit) -> None:
     page = visit(f"{site.address}/modalities/up-1", ignore="403")
-    refused = '{"error": "without web.token_file this is answered to this machine alone"}'
+    refused = '{"error": "without web.token_file this is answered to this machine alone", "remedy": "send a token"}'
     page.route("**/echo", lambda route: route.fulfill(status=403, content_type="application/json", body=refused))
     page.get_by_role("button", name="Echo now").click()
-    page.locator("#echoed").get_by_text("Not asked: without web.token_file").wait_for()
+    page.locator("#echoed").get_by_text(
+        "Not asked: without web.token_file this is answered to this machine alone. Next: send a token."
+    ).wait_for()
     assert site.service.echoes == []
 
 

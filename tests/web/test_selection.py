@@ -68,6 +68,7 @@ def test_what_is_quiet_counts_as_failing_although_it_answers(
     states: list[ModalityState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "quiet_since", lambda state: 900.0 if state.modality.name == "up" else None)
+    assert names(states) == ["new", "old", "up", "nobody"]
     assert names(states, failing=True) == ["new", "old", "up"]
     assert names(states, condition="quiet") == ["up"]
     assert select(states, Filter()).counts == {"down": 2, "unknown": 1, "up": 1, "quiet": 1}

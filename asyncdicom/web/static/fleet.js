@@ -273,13 +273,13 @@ document.addEventListener("submit", async (event) => {
   try {
     const response = await fetch(event.target.action, { method: "POST" });
     const answer = await response.json();
+    const next = answer.remedy ? ` Next: ${answer.remedy}.` : "";
     if (response.ok) {
       isUp = answer.ok;
       const [, reason] = reasons.find(([name]) => name === answer.reason);
-      const next = answer.remedy ? ` Next: ${answer.remedy}.` : "";
       words = `${reason}, after ${answer.duration_ms.toFixed(answer.duration_ms < 1 ? 2 : 1)} ms.${answer.ok || !answer.detail ? "" : ` ${answer.detail}.`}${next}`;
     } else {
-      words = response.status === 401 ? "The token is another one now: load this page again." : `Not asked: ${answer.error}.`;
+      words = response.status === 401 ? "The token is another one now: load this page again." : `Not asked: ${answer.error}.${next}`;
     }
   } catch {
     words = "No answer from the service.";
