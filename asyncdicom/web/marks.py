@@ -21,9 +21,10 @@ def pill(state: ModalityState) -> Markup:
     if quiet is None:
         return joined((label, alone))
     told = words.moment(quiet)
-    return joined(
-        (label, alone, element("span", "quiet since ", time(quiet), class_="alone", title=f"nothing came since {told}"))
+    mark = element(
+        "time", f"quiet since {words.day_and_time(quiet)}", datetime=told, class_="alone", title=f"quiet since {told}"
     )
+    return joined((label, alone, mark))
 
 
 def time(at: float) -> Markup:

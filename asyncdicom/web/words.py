@@ -82,6 +82,11 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def day_and_time(at: float) -> str:
+    """Seconds since the epoch in UTC, as short as it can be told within a year."""
+    return datetime.fromtimestamp(at, UTC).strftime("%d %b %H:%MZ")
+
+
 def uid(value: str) -> str:
     """A UID by its name (PS3.6 Annex A), itself where it has none."""
     known = UID_dictionary.get(value)
