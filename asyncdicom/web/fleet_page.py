@@ -82,7 +82,7 @@ def _lasting(state: ModalityState) -> Markup:
     cells = (
         element("td", marks.pill(state), class_="c-state"),
         element("td", name, where, class_="c-name"),
-        element("td", marks.said(state.telling), class_="c-words"),
+        element("td", marks.said(state.telling), marks.silence(state), class_="c-words"),
         element("td", words.milliseconds(latency), charts.sparkline(state.samples, slots=_FEW), class_="c-latency num"),
         element("td", charts.strip(state.samples, peer.name), class_="c-strip"),
     )

@@ -66,6 +66,14 @@ def said(outcome: Outcome | None) -> Markup:
     )
 
 
+def silence(state: ModalityState) -> Markup | None:
+    """What to check where less comes from a modality than is expected of it."""
+    if quiet_since(state) is None:
+        return None
+    words_of_it = "Next: look at its send queue, and whether it still sends to us under the AE title that is configured here"
+    return joined((element("span", "Sends less than expected", class_="detail"), element("span", words_of_it, class_="remedy")))
+
+
 def card(heading: str, *content: Child) -> Markup:
     """A part of a page with a heading of its own."""
     return element("section", element("h2", heading), content, class_="card pad")

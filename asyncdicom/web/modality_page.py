@@ -25,6 +25,7 @@ def page(shell: Shell, state: ModalityState, now: float) -> str:
 def fragment(state: ModalityState, now: float) -> Markup:
     """What of it changes by itself."""
     name = state.modality.name
+    silence = marks.silence(state)
     return live(
         f"{name} {state.condition}",
         element("nav", element("a", "‹ Fleet", href="/"), class_="back", aria_label="Back"),
@@ -46,6 +47,7 @@ def fragment(state: ModalityState, now: float) -> Markup:
         ),
         element("output", id="echoed", form="echo", class_="card pad told echoed", data_keep=True, hidden=True),
         element("div", [_told(outcome) for outcome in state.latest.values()], class_="tells"),
+        element("section", silence, class_="card pad told down", aria_label="Silence") if silence is not None else None,
         _facts(state, now),
         marks.card("Last outcomes", *_outcomes(state)),
         _contexts(state),

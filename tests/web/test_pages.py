@@ -112,6 +112,8 @@ def test_what_is_quiet_says_so_beside_that_it_is_up(monkeypatch: pytest.MonkeyPa
     assert ">Up</span>" in shown
     page = modality_page.page(SHELL, state, 2e9)
     assert "Next instance expected by" in page
+    assert "Next: look at its send queue" in page
+    assert "Next: look at its send queue" in shown
     assert page.count("2030-03-17T17:46:40Z") >= 2
 
 
