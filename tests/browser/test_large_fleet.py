@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -18,13 +18,17 @@ from tests.peers.running import free_port
 
 from .conftest import Visit, until
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 MODALITIES = 1_000
 # Of which every fifth is down.
 DOWN = 5
-# Seconds from one sweep to the next, and seconds that somebody looks.
-EVERY, LOOKS = 2.0, 6.0
-# Milliseconds that the page may not answer to who uses it. Others work on this machine too.
-LONGEST = 150
+# Seconds from one sweep to the next.
+EVERY = 2.0
+# Milliseconds that the page may not answer to who uses it. Others work on this machine too, and hold up any of several rounds;
+# what the page does itself would be there in all of them.
+LONGEST, ROUNDS = 100, 4
 # Of a hundred rows with sixty outcomes each.
 MOST_NODES = 2_500
 WATCH = """
@@ -61,6 +65,13 @@ def large(portal: BlockingPortal, tmp_path: Path) -> Iterator[str]:
             yield f"http://{service.web[0]}:{service.web[1]}"
 
 
+def longest_of(page: Page, work: Callable[[], object]) -> int:
+    """The longest task of the page meanwhile, in milliseconds; 0 when none took more than 50, from which on they are told."""
+    work()
+    longest: int = page.evaluate("Math.max(0, ...window.long.splice(0))")
+    return longest
+
+
 def test_a_thousand_modalities_are_followed_without_a_lag(
     large: str, visit: Visit, record_property: Callable[[str, object], None]
 ) -> None:
@@ -74,14 +85,13 @@ def test_a_thousand_modalities_are_followed_without_a_lag(
             began = time.monotonic()
             answer = client.get("/")
             times.append((time.monotonic() - began) * 1000)
-    page = visit("about:blank", ignore="request")
+    page = visit("about:blank", ignore="^request: ")
     page.add_init_script(WATCH)
-    page.goto(large)
+    loading = [longest_of(page, lambda: page.goto(large)) for _ in range(ROUNDS)]
     loaded = page.evaluate("Math.round(performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd)")
     rows = page.locator("tr[data-key]")
     assert rows.count() == 100
     assert page.evaluate("document.querySelectorAll('*').length") <= MOST_NODES
-    loading: list[int] = page.evaluate("window.long.splice(0)")
     page.locator("tr[data-key] .name").nth(60).focus()
     focused = page.evaluate("document.activeElement.textContent")
     page.evaluate("getSelection().selectAllChildren(document.querySelectorAll('.where')[62])")
@@ -89,8 +99,8 @@ def test_a_thousand_modalities_are_followed_without_a_lag(
     scrolled = page.evaluate("scrollY")
     counted = "window.updates = 0; new MutationObserver(() => window.updates++).observe(document.getElementById('freshness'),"
     page.evaluate(f"(() => {{ {counted} {{ childList: true }}) }})()")
-    page.wait_for_timeout(LOOKS * 1000)
-    assert page.evaluate("window.updates") >= LOOKS / EVERY - 1
+    updating = [longest_of(page, lambda: page.wait_for_timeout(EVERY * 1000)) for _ in range(ROUNDS)]
+    assert page.evaluate("window.updates") >= ROUNDS - 1
     assert page.evaluate("[document.activeElement.textContent, String(getSelection())]") == [focused, selected]
     assert page.evaluate("scrollY") == pytest.approx(scrolled, abs=1)
     page.keyboard.press("/")
@@ -99,7 +109,7 @@ def test_a_thousand_modalities_are_followed_without_a_lag(
     page.wait_for_timeout(EVERY * 1000)
     assert page.evaluate("document.activeElement.value") == "scanner-99"
     assert rows.count() == 10
-    long: list[int] = page.evaluate("window.long")
     told = f"{min(times):.0f} ms and {len(answer.content) // 1024} KiB from the server, {loaded} ms to its end in the browser"
-    record_property("a page of 1,000", f"{told}; long tasks of {loading} ms, and of {long} ms later on")
-    assert max(*loading, *long, 0, 0) <= LONGEST
+    record_property("a page of 1,000", f"{told}; longest tasks {loading} ms while loading, {updating} ms while updating")
+    assert min(loading) <= LONGEST
+    assert min(updating) <= LONGEST
