@@ -16,7 +16,7 @@ ARGS ?=
 
 .PHONY: help
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: $(VENV)/.core  ## the service, a simulated fleet and senders on loopback; FOR=20 ends it after 20 s
@@ -40,6 +40,10 @@ bench: peers $(VENV)/.dev  ## the performance bars, against peers in the same ru
 .PHONY: soak
 soak: peers $(VENV)/.dev  ## the long forms of the reliability bars
 	$(BIN)/python -m pytest -m soak --timeout=7200 $(ARGS)
+
+.PHONY: screenshots
+screenshots: peers $(VENV)/.dev  ## the pictures of docs/images anew, from the demo; takes 6 minutes, so that it has a history
+	$(BIN)/python -m tests.browser.screenshots
 
 # On Debian as root this installs the foreign programs that tests talk to; elsewhere it says which of them are missing.
 .PHONY: peers

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from asyncdicom.fleet.retrieve import Ledger
     from asyncdicom.modality import TLS, Limits, Modality, Timeouts, UserIdentity
     from asyncdicom.observe import Observer
-    from asyncdicom.outcome import Outcome, Peer, Phases, Reason, Rejected, Status, SubOperations
+    from asyncdicom.outcome import AgreedContext, Outcome, Peer, Phases, Reason, Rejected, Status, SubOperations
     from asyncdicom.scp.access import Access, AllowRule, ServerTLS
     from asyncdicom.scp.commitment import CommitmentReports, StorageCommitment
     from asyncdicom.scp.identity import Identities
@@ -102,7 +102,9 @@ _HOMES = {
     "Received": "asyncdicom.association.received",
     **dict.fromkeys(("Archive", "Stored"), "asyncdicom.archive"),
     # what came back
-    **dict.fromkeys(("Outcome", "Peer", "Phases", "Reason", "Rejected", "Status", "SubOperations"), "asyncdicom.outcome"),
+    **dict.fromkeys(
+        ("AgreedContext", "Outcome", "Peer", "Phases", "Reason", "Rejected", "Status", "SubOperations"), "asyncdicom.outcome"
+    ),
     "Observer": "asyncdicom.observe",
     # what went wrong
     **dict.fromkeys(
@@ -135,6 +137,7 @@ _HOMES = {
 __all__ = [
     "TLS",
     "Access",
+    "AgreedContext",
     "AllowRule",
     "Archive",
     "ArchiveError",

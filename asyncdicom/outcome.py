@@ -94,6 +94,18 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class AgreedContext:
+    """A presentation context that both sides agreed on (PS3.8 section 9.3.3.2).
+
+    :ivar abstract_syntax: the UID of what is asked for
+    :ivar transfer_syntax: the UID of how it is encoded
+    """
+
+    abstract_syntax: str
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """An A-ASSOCIATE-RJ (PS3.8 section 9.3.4)."""
 
@@ -144,6 +156,7 @@ class Outcome:
     :ivar duration: seconds from start to end, waiting for a slot not included
     :ivar phases: seconds by phase
     :ivar peer: how the peer names its implementation
+    :ivar contexts: the presentation contexts that both sides agreed on; none without an association
     :ivar rejected: the rejection, when there was one
     :ivar detail: what happened, in one line for a person; never patient data
     :ivar attempts: how often it was tried
@@ -176,6 +189,7 @@ class Outcome:
     path: Path | None = None
     certificate_expires: float | None = None
     tells: bool = True
+    contexts: tuple[AgreedContext, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -22,7 +22,7 @@ from asyncdicom.association.received import Received
 from asyncdicom.errors import ConfigurationError, NoPresentationContext
 from asyncdicom.modality import Engine, Modality, check_ae_title
 from asyncdicom.observe import NULL_OBSERVER, Observer
-from asyncdicom.outcome import Peer, Phases, Status, SubOperations
+from asyncdicom.outcome import AgreedContext, Peer, Phases, Status, SubOperations
 from asyncdicom.upper_layer import context as uid
 from asyncdicom.upper_layer.context import AcceptedContext, PresentationContext
 from asyncdicom.upper_layer.message import Command
@@ -143,6 +143,12 @@ class Storing(Protocol):
         ...
 
 
+# A fleet agrees on the same few with every modality, thousands of times.
+@functools.lru_cache(maxsize=512)
+def _agreed(accepted: tuple[AcceptedContext, ...]) -> tuple[AgreedContext, ...]:
+    return tuple(AgreedContext(context.abstract_syntax, context.transfer_syntax) for context in accepted)
+
+
 class Association(ABC):
     """An established association. One operation at a time; starting another one stops what is outstanding.
 
@@ -162,6 +168,11 @@ class Association(ABC):
         self.peer = Peer()
         self.accepted: tuple[AcceptedContext, ...] = ()
         self.certificate_expires: float | None = None
+
+    @property
+    def agreed(self) -> tuple[AgreedContext, ...]:
+        """What both sides agreed on, as outcomes tell it."""
+        return _agreed(self.accepted)
 
     def context_for(self, abstract_syntax: str, transfer_syntax: str | None = None) -> AcceptedContext:
         """The accepted presentation context for an abstract syntax.

@@ -22,6 +22,7 @@ from asyncdicom.fleet.retrieve import Ledger, difference
 from asyncdicom.modality import Engine, Modality
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import (
+    AgreedContext,
     Operation,
     Outcome,
     Peer,
@@ -63,10 +64,12 @@ class Report:
     received: int | None = None
     matches: int | None = None
     certificate_expires: float | None = None
+    contexts: tuple[AgreedContext, ...] = ()
 
     def met(self, association: Association) -> None:
-        """An association was established."""
-        self.peer, self.certificate_expires = association.peer, association.certificate_expires
+        """It got an association."""
+        self.peer, self.contexts = association.peer, association.agreed
+        self.certificate_expires = association.certificate_expires
 
     def failed(self, error: OperationError) -> None:
         """It ended by an error."""
@@ -154,6 +157,7 @@ class Job(ABC):
             matches=report.matches,
             certificate_expires=report.certificate_expires,
             tells=self.tells,
+            contexts=report.contexts,
             **fields,
         )
 
@@ -401,7 +405,7 @@ class StoreJob(Job):
             for left in reversed(range(count)):
                 request = following
                 instance = request.instance if isinstance(request, StoreRequest) else request
-                one = Report(phases=association.phases, peer=association.peer)
+                one = Report(phases=association.phases, peer=association.peer, contexts=association.agreed)
                 try:
                     storing = await association.begin_store(request)
                     if known is not None:

@@ -25,7 +25,6 @@ KEPT_CHANGES = 30
 TELLING: frozenset[Operation] = frozenset(("echo", "find"))
 
 Condition = Literal["up", "down", "unknown"]
-_WORST_FIRST = {"down": 0, "unknown": 1, "up": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,18 +252,6 @@ def _as_told(
         return dict(standings)
     failing = {operation for operation, outcome in latest.items() if not outcome.ok} or set(latest)
     return {operation: Standing(was_up or operation not in failing) for operation in standings}
-
-
-def worst_first(states: Iterable[ModalityState]) -> list[ModalityState]:
-    """Put down before unknown before up, and what changed last before what is down for long."""
-    return sorted(
-        states,
-        key=lambda state: (
-            _WORST_FIRST[state.condition],
-            -(state.since or 0) if state.condition == "down" else 0,
-            state.modality.name,
-        ),
-    )
 
 
 class States(Observer):

@@ -24,11 +24,13 @@ from asyncdicom.archive.sqlite import SQLiteIndex
 from asyncdicom.errors import ArchiveError, ConfigurationError
 from asyncdicom.events.relay import Bell
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.arrivals import Arrivals
 from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.history import History
 from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.modules import module_named
 from asyncdicom.monitor.probe import DEFAULT_TIMEOUT, Probed, probe
+from asyncdicom.monitor.space import Filling
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
 from asyncdicom.monitor.sweep import Sweeps
 from asyncdicom.monitor.vigil import Vigil
@@ -74,11 +76,13 @@ class Service:
         self.states = States(config.modality, on_change=self._changed)
         self.metrics = Metrics(parts.exposed(config), self.states)
         self.storage_state = StorageState()
+        self._arrivals = Arrivals()
+        self._filling = Filling(config.archive.min_free if config.archive is not None else 0)
         # Last, so that whoever is told of a change finds it.
         self.changes = Changes()
         bell = Bell()
         listening = (bell,) if config.events.target else ()
-        self._observer = Broadcast(self.states, self.storage_state, self.metrics, *listening, self.changes)
+        self._observer = Broadcast(self.states, self.storage_state, self._arrivals, self.metrics, *listening, self.changes)
         self._archive: Archive | None = parts.make_archive(config, self._observer)
         self._relay = parts.make_relay(config, self._archive, bell, self._observer)
         self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
@@ -146,6 +150,8 @@ class Service:
         tasks = await enter(_background())
         tasks.start_soon(self.metrics.sample_loop_lag, name="loop lag")
         tasks.start_soon(self._notifier.keep_alive, name="watchdog")
+        if self._archive is not None:
+            tasks.start_soon(self._filling.watch, self._archive.free_bytes, name="free space")
         self._started = True
 
     async def _remember(self, index: SQLiteIndex) -> None:
@@ -262,6 +268,13 @@ class Service:
             rejected=self.storage_state.rejected,
             last_received=self.storage_state.last_received,
             free_bytes=free,
+            arrivals=self._arrivals.all(),
+            duplicates=dict(self._arrivals.duplicates),
+            quarantined=self._arrivals.quarantined,
+            pending=self._arrivals.pending,
+            oldest_pending=self._arrivals.oldest_pending,
+            forecast=self._filling.forecast(),
+            settling=self._config.events.study_complete_after,
         )
 
     async def studies(self, limit: int) -> list[dict[str, Any]]:

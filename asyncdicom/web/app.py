@@ -21,12 +21,15 @@ from starlette.routing import BaseRoute, Route
 from asyncdicom._version import __version__
 from asyncdicom.elements import storable
 from asyncdicom.monitor.probe import explain
-from asyncdicom.monitor.state import ModalityState, worst_first
-from asyncdicom.web import pages, storage_page
+from asyncdicom.monitor.state import ModalityState
+from asyncdicom.web import modality_page, storage_page
 from asyncdicom.web.backend import Backend
+from asyncdicom.web.fleet_page import FleetPage
 from asyncdicom.web.guard import Guard
 from asyncdicom.web.openapi import describe
 from asyncdicom.web.problems import Problem, Problems, problem_json
+from asyncdicom.web.selection import Filter
+from asyncdicom.web.shell import Shell
 from asyncdicom.web.stream import Streams
 from asyncdicom.web.words import moment
 
@@ -37,7 +40,6 @@ _STATIC = {
 }
 # Prometheus gives up after its scrape timeout: the answer has to be there some time before, in seconds.
 _SCRAPE_OFFSET = 0.5
-_STUDIES_SHOWN = 50
 _MOST_STUDIES = 1_000
 T = TypeVar("T")
 
@@ -71,6 +73,7 @@ class _Routes:
     def __init__(self, backend: Backend, executor: Executor, streams: Streams) -> None:
         self._backend = backend
         self._executor = executor
+        self._fleet = FleetPage()
         # Three small files, read once: answering them touches no disk.
         self._streams = streams
         self._listed = _Listed()
@@ -101,22 +104,15 @@ class _Routes:
 
     async def fleet(self, request: Request) -> Response:
         """The fleet page, or with ``fragment=1`` what of it changes."""
-        query = request.query_params
-        page = query.get("page", "1")
-        shown = pages.Filter(
-            text=query.get("q", "")[:100],
-            condition=query.get("state", ""),
-            group=query.get("group", ""),
-            page=int(page) if page.isascii() and page.isdigit() and len(page) < 6 else 1,
-        )
+        shown = Filter.of(request.query_params)
         states = self._backend.states.all()
-        fragment = "fragment" in query
+        fragment = "fragment" in request.query_params
 
         def render() -> str:
-            storage, ordered = self._backend.storage(), worst_first(states)
+            storage, now = self._backend.storage(), time.time()
             if fragment:
-                return pages.fleet_fragment(ordered, shown, storage, time.time())
-            return pages.fleet(self.shell(), ordered, shown, storage, time.time())
+                return self._fleet.fragment(states, shown, storage, now)
+            return self._fleet.page(self.shell(), states, shown, storage, now)
 
         return HTMLResponse(await self._in_thread(render))
 
@@ -124,16 +120,19 @@ class _Routes:
         """The page of one modality, or with ``fragment=1`` what of it changes."""
         state = self._state(request)
         if "fragment" in request.query_params:
-            return HTMLResponse(await self._in_thread(lambda: pages.modality_fragment(state, time.time())))
-        return HTMLResponse(await self._in_thread(lambda: pages.modality(self.shell(), state, time.time())))
+            return HTMLResponse(await self._in_thread(lambda: modality_page.fragment(state, time.time())))
+        return HTMLResponse(await self._in_thread(lambda: modality_page.page(self.shell(), state, time.time())))
 
     async def storage(self, request: Request) -> Response:
         """The storage page, or with ``fragment=1`` what of it changes."""
-        studies, senders = await self._backend.studies(_STUDIES_SHOWN), await self._backend.senders()
-        fragment = "fragment" in request.query_params
+        studies, senders = await self._backend.studies(storage_page.STUDIES), await self._backend.senders()
+        fragment, states = "fragment" in request.query_params, self._backend.states.all()
 
         def render() -> str:
-            shown = storage_page.Shown(self._backend.storage(), studies, senders, time.time())
+            names: dict[str, list[str]] = {}
+            for state in states:
+                names.setdefault(state.modality.ae_title, []).append(state.modality.name)
+            shown = storage_page.Shown(self._backend.storage(), studies, senders, time.time(), names)
             return storage_page.fragment(shown) if fragment else storage_page.page(self.shell(), shown)
 
         return HTMLResponse(await self._in_thread(render))
@@ -192,10 +191,11 @@ class _Routes:
         return Response(self._description, media_type="application/json")
 
     async def api_events(self, request: Request) -> Response:
-        """What changes, as server-sent events: ``modality``, ``gone`` and ``storage``."""
+        """What changes, as server-sent events: ``modality``, ``gone`` and ``storage``; ``changed`` alone with ``brief=1``."""
         if self._streams.is_full:
             raise Problem(503, "too many listen already", "/api/events", "close other pages, or ask /api/modalities again")
-        return StreamingResponse(self._streams.events(), media_type="text/event-stream")
+        brief = "brief" in request.query_params
+        return StreamingResponse(self._streams.events(brief=brief), media_type="text/event-stream")
 
     async def api_studies(self, request: Request) -> Response:
         """The studies that received something last, latest first; no patients."""
@@ -252,10 +252,10 @@ class _Routes:
             raise Problem(404, "the inventory has no modality of this name", name, "/api/modalities lists those that there are")
         return state
 
-    def shell(self) -> pages.Shell:
+    def shell(self) -> Shell:
         """What every page has around it."""
         assets = {name: f"/static/{name}?v={digest}" for name, digest in self._digests.items()}
-        return pages.Shell(self._backend.title, __version__, assets)
+        return Shell(self._backend.title, __version__, assets)
 
     def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._executor, work)

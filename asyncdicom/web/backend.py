@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from asyncdicom.monitor.arrivals import Arrived
 from asyncdicom.monitor.changes import Changes
 from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.probe import Probed
+from asyncdicom.monitor.space import Forecast
 from asyncdicom.monitor.state import States, StorageState
 from asyncdicom.outcome import Outcome
 
@@ -24,6 +27,13 @@ class StorageSummary:
     :ivar rejected: associations turned away since the start
     :ivar last_received: when the last instance came, in seconds since the epoch
     :ivar free_bytes: on the file system of the archive; None where there is none
+    :ivar arrivals: what came, by who sent it
+    :ivar duplicates: instances that arrived again since the start, by what became of them
+    :ivar quarantined: instances put apart since the start
+    :ivar pending: events that wait to be delivered; None while nobody is told of any
+    :ivar oldest_pending: when the oldest of them happened, in seconds since the epoch
+    :ivar forecast: when the file system of the archive will be full; None while too little is known
+    :ivar settling: seconds without a new instance after which a study is complete
     """
 
     address: str
@@ -34,6 +44,13 @@ class StorageSummary:
     rejected: int
     last_received: float | None
     free_bytes: int | None
+    arrivals: Sequence[Arrived] = ()
+    duplicates: Mapping[str, int] = field(default_factory=dict)
+    quarantined: int = 0
+    pending: int | None = None
+    oldest_pending: float | None = None
+    forecast: Forecast | None = None
+    settling: float = 60.0
 
 
 class Backend(Protocol):

@@ -187,8 +187,9 @@ def _paths() -> dict[str, Schema]:
                 "pages",
                 {"200": _page("the page")},
                 _parameter("q", "part of a name, AE title or host"),
-                _parameter("state", "only those in this state", _STATE),
+                _parameter("state", "only those in this state"),
                 _parameter("group", "only those of this group"),
+                _parameter("failing", "1: only those with a failure among their last outcomes"),
                 _parameter("page", "from 1", {"type": "integer", "minimum": 1}),
                 _FRAGMENT,
             )
@@ -276,6 +277,9 @@ def _paths() -> dict[str, Schema]:
                     ),
                     "503": _problem("too many listen already"),
                 },
+                _parameter(
+                    "brief", "with any value: one event, changed, with the names of modalities and whether storage changed"
+                ),
             )
         },
         "/api/studies": {

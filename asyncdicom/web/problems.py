@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from asyncdicom.errors import ArchiveError, ConfigurationError
 from asyncdicom.web.markup import element
-from asyncdicom.web.pages import Shell
+from asyncdicom.web.shell import Shell
 
 logger = logging.getLogger(__name__)
 

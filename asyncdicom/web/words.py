@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from pydicom.uid import UID_dictionary
+
 from asyncdicom.outcome import Outcome, Reason
 
 REASONS: dict[Reason, str] = {
@@ -41,7 +43,9 @@ def milliseconds(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     if seconds >= 1:
         return f"{seconds:.1f} s"
-    return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
+    if seconds >= 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds * 1000:.1f} ms" if seconds >= 0.001 else f"{seconds * 1000:.2f} ms"
 
 
 def span(seconds: float) -> str:
@@ -76,3 +80,14 @@ def number(count: int) -> str:
 def moment(at: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def day_and_time(at: float) -> str:
+    """Seconds since the epoch in UTC, as short as it can be told within a year."""
+    return datetime.fromtimestamp(at, UTC).strftime("%d %b %H:%MZ")
+
+
+def uid(value: str) -> str:
+    """A UID by its name (PS3.6 Annex A), itself where it has none."""
+    known = UID_dictionary.get(value)
+    return known[0] if known else value

@@ -64,6 +64,23 @@ async def test_every_target_has_one_outcome(no_leaks: object, fleet_of: Callable
     assert observer.open == 0
 
 
+async def test_an_outcome_tells_what_both_sides_agreed_on(no_leaks: object, fleet_of: Callable[..., Fleet]) -> None:
+    async with (
+        SimulatedModality() as answering,
+        SimulatedModality("failure_status") as failing,
+        simulate(1, faults="reject=1") as sims,
+    ):
+        inventory = [answering.modality("up"), failing.modality("failing"), *sims.inventory(timeouts=TIMEOUTS)]
+        async with fleet_of(inventory) as fleet:
+            outcomes = {outcome.modality: outcome async for outcome in fleet.echo()}
+    (agreed,) = outcomes.pop("up").contexts
+    assert agreed.abstract_syntax == "1.2.840.10008.1.1"
+    assert agreed.transfer_syntax.startswith("1.2.840.10008.1.2")
+    assert outcomes.pop("failing").contexts == (agreed,)
+    assert [outcome.contexts for outcome in outcomes.values()] == [()]
+    assert all("contexts" not in outcome.as_json() for outcome in outcomes.values())
+
+
 async def test_outcomes_come_as_they_complete(no_leaks: object, fleet_of: Callable[..., Fleet]) -> None:
     async with SimulatedModality(Behaviour(Fault.SLOW, delay=0.4)) as slow, SimulatedModality() as quick:
         async with fleet_of([slow.modality("slow"), quick.modality("quick")]) as fleet:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from asyncdicom.modality import Modality
-from asyncdicom.monitor.state import KEPT_OUTCOMES, Broadcast, ModalityState, States, StorageState, worst_first
+from asyncdicom.monitor.state import KEPT_OUTCOMES, Broadcast, ModalityState, States, StorageState
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import Operation, Outcome, Reason
 
@@ -160,17 +160,6 @@ def test_the_last_outcomes_are_bounded() -> None:
     samples = state_of(states).samples
     assert len(samples) == KEPT_OUTCOMES
     assert samples[-1].duration == KEPT_OUTCOMES + 4
-
-
-def test_worst_comes_first_and_what_broke_last_before_that() -> None:
-    clock = Clock()
-    names = ("up", "old", "new", "nobody")
-    states = States([Modality(name, ae_title="X", host=f"{name}.example") for name in names], clock=clock)
-    states.operation_ended(outcome("up"))
-    states.operation_ended(outcome("old", Reason.ABORTED))
-    clock.now += 1
-    states.operation_ended(outcome("new", Reason.ABORTED))
-    assert [state.modality.name for state in worst_first(states.all())] == ["new", "old", "nobody", "up"]
 
 
 def test_a_reload_keeps_the_state_of_what_stays_the_same() -> None:

@@ -52,6 +52,16 @@ def node() -> tuple[str, dict[str, str]]:
     return path, {"NODE_PATH": str(_FOLDER / "node_modules")}
 
 
+def package(name: str) -> Path:
+    """Return the folder of a package.
+
+    :raises MissingProgram: when the packages are not on this machine
+    """
+    if not _are_packages_installed():
+        raise MissingProgram("the packages of tests/peers/javascript are not installed (make peers)")
+    return _FOLDER / "node_modules" / name
+
+
 def _install_packages(npm: str) -> None:
     _FOLDER.mkdir(exist_ok=True)
     (_FOLDER / "stamp").unlink(missing_ok=True)

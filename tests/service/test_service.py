@@ -89,6 +89,33 @@ async def test_it_sweeps_receives_and_shows_both(no_leaks: Baseline, tmp_path: P
         assert len(files) == 3
 
 
+async def test_the_storage_page_tells_who_sent_what_and_what_came_again(no_leaks: Baseline, tmp_path: Path) -> None:
+    async with SimulatedModality() as scanner:
+        events = '[events]\n[[events.target]]\nname = "t"\nkind = "command"\nrun = ["false"]\non = ["instance.stored"]\n'
+        index = f'index = "sqlite:{tmp_path}/index.db"\n'
+        service = await made(tmp_path / "a.toml", SCP + index + events + WEB + entry(scanner, "ct 1"))
+        async with service, client_of(service) as client:
+            assert service.scp is not None
+            study = await anyio.to_thread.run_sync(lambda: [data for _, data in synthetic_study(3, 16, 16)])
+            for title in (scanner.ae_title, "STRANGER"):
+                await send_instances("127.0.0.1", service.scp.port, study, calling_ae_title=title)
+            await until(lambda: service.storage_state.associations == 0)
+            # Nobody takes the events of what was new, and they are counted every second.
+            with anyio.fail_after(5):
+                while '<dt>Events that wait</dt><dd class="figure">3</dd>' not in (await client.get("/storage")).text:
+                    await anyio.sleep(0.05)
+            summary = await anyio.to_thread.run_sync(service.storage)
+            assert summary is not None
+            page = (await client.get("/storage")).text
+        kept = {arrived.calling_ae_title: arrived.instances for arrived in summary.arrivals}
+        assert kept == {scanner.ae_title: 3, "STRANGER": 3}
+        assert summary.duplicates == {"identical": 3}
+        assert (summary.quarantined, summary.settling, summary.forecast) == (0, 60.0, None)
+        assert 'href="/modalities/ct%201"' in page
+        assert "not in the inventory" in page
+        assert page.count(">in progress<") == 1
+
+
 async def test_an_echo_by_the_api_is_an_association_now(tmp_path: Path) -> None:
     async with SimulatedModality() as sim:
         service = await made(tmp_path / "a.toml", WEB + entry(sim, "sim"))

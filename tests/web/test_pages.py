@@ -7,14 +7,15 @@ import re
 import pytest
 
 from asyncdicom.modality import Modality
-from asyncdicom.monitor.state import States, worst_first
+from asyncdicom.monitor.state import States
 from asyncdicom.outcome import Outcome, Reason
-from asyncdicom.web import pages, words
+from asyncdicom.web import marks, modality_page, selection, words
+from asyncdicom.web.fleet_page import FleetPage
 from asyncdicom.web.markup import Markup, element, text
+from asyncdicom.web.selection import ROWS, Filter
+from asyncdicom.web.shell import Shell
 
-SHELL = pages.Shell(
-    "ME", "1.0", {"icon.svg": "/static/icon.svg", "fleet.css": "/static/fleet.css", "fleet.js": "/static/fleet.js"}
-)
+SHELL = Shell("ME", "1.0", {"icon.svg": "/static/icon.svg", "fleet.css": "/static/fleet.css", "fleet.js": "/static/fleet.js"})
 HOSTILE = "<script>alert('\"&\x00\u202e')</script>"
 
 
@@ -26,8 +27,8 @@ def states_of(*outcomes: Outcome, extra: int = 0) -> States:
     return states
 
 
-def page_of(states: States, shown: pages.Filter = pages.Filter()) -> str:  # noqa: B008 - frozen
-    return pages.fleet(SHELL, worst_first(states.all()), shown, None, 2e9)
+def page_of(states: States, shown: Filter = Filter()) -> str:  # noqa: B008 - frozen
+    return FleetPage().page(SHELL, states.all(), shown, None, 2e9)
 
 
 def rows_of(page: str) -> list[str]:
@@ -64,27 +65,27 @@ def test_every_reason_has_words(reason: Reason) -> None:
 def test_what_a_peer_says_is_escaped_on_every_page() -> None:
     states = states_of(Outcome("one", "echo", Reason.ABORTED, detail=HOSTILE))
     (state,) = states.all()
-    for page in (page_of(states, pages.Filter(text=HOSTILE)), page_of(states), pages.modality(SHELL, state, 2e9)):
+    for page in (page_of(states, Filter(text=HOSTILE)), page_of(states), modality_page.page(SHELL, state, 2e9)):
         assert "<script>alert" not in page
         assert "\x00" not in page
 
 
 def test_a_filter_shows_what_it_names() -> None:
     states = states_of(Outcome("ct1", "echo", Reason.OK), Outcome("mr1", "echo", Reason.ABORTED), extra=1)
-    assert rows_of(page_of(states, pages.Filter(text="CT"))) == ["mr1", "m0", "ct1"]  # by AE title
-    assert rows_of(page_of(states, pages.Filter(text="mr"))) == ["mr1"]
-    assert rows_of(page_of(states, pages.Filter(condition="unknown"))) == ["m0"]
-    assert rows_of(page_of(states, pages.Filter(group="none"))) == []
-    assert "No modality matches." in page_of(states, pages.Filter(group="none"))
+    assert rows_of(page_of(states, Filter(text="CT"))) == ["mr1", "m0", "ct1"]  # by AE title
+    assert rows_of(page_of(states, Filter(text="mr"))) == ["mr1"]
+    assert rows_of(page_of(states, Filter(condition="unknown"))) == ["m0"]
+    assert rows_of(page_of(states, Filter(group="none"))) == []
+    assert "No modality matches." in page_of(states, Filter(group="none"))
 
 
 def test_a_large_fleet_is_paged_and_its_page_stays_small() -> None:
     states = states_of(*(Outcome("bad", "echo", Reason.ABORTED) for _ in range(1)), extra=2_000)
     page = page_of(states)
-    assert len(rows_of(page)) == pages.ROWS
+    assert len(rows_of(page)) == ROWS
     assert len(page) < 200_000
-    last = page_of(states, pages.Filter(page=999))
-    assert "2001 of 2\u202f001" in last
+    last = page_of(states, Filter(page=999))
+    assert "2\u202f001–2\u202f001 of 2\u202f001" in last
     assert "Better" not in last
 
 
@@ -95,11 +96,30 @@ def test_nothing_on_a_page_comes_from_elsewhere_or_is_inline() -> None:
 
 def test_a_modality_without_outcomes_has_a_page() -> None:
     (state,) = states_of(extra=1).all()
-    assert "Nothing yet." in pages.modality(SHELL, state, 2e9)
+    assert "Nothing yet." in modality_page.page(SHELL, state, 2e9)
+
+
+def test_what_is_quiet_says_so_beside_that_it_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (marks, modality_page, selection):
+        monkeypatch.setattr(module, "quiet_since", lambda state: 1.9e9)
+    monkeypatch.setattr(modality_page, "expected_by", lambda state: 1.95e9)
+    states = states_of(Outcome("one", "echo", Reason.OK))
+    (state,) = states.all()
+    shown = page_of(states)
+    assert '<time datetime="2030-03-17T17:46:40Z"' in shown
+    assert ">quiet since 17 Mar 17:46Z</time>" in shown
+    assert "<b>1</b><span>quiet</span>" in shown
+    assert ">Up</span>" in shown
+    page = modality_page.page(SHELL, state, 2e9)
+    assert "Next instance expected by" in page
+    assert "Next: look at its send queue" in page
+    assert "Next: look at its send queue" in shown
+    assert page.count("2030-03-17T17:46:40Z") >= 2
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.0123, "12.3 ms"), (0.25, "250 ms"), (1.25, "1.2 s"), (12.0, "12 s"), (None, "–")]
+    ("value", "shown"),
+    [(0.000044, "0.04 ms"), (0.0123, "12.3 ms"), (0.25, "250 ms"), (1.25, "1.2 s"), (12.0, "12 s"), (None, "–")],
 )
 def test_a_duration_is_shown_in_a_fitting_unit(value: float | None, shown: str) -> None:
     assert words.milliseconds(value) == shown

@@ -45,6 +45,39 @@ async def test_a_modality_that_was_asked_is_told_of_with_all_that_is_known(serve
         await events.aclose()  # type: ignore[attr-defined]
 
 
+async def test_a_page_is_told_who_changed_in_one_event(serve: Serve, monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream, "_TOGETHER", 0.1)
+    backend = KnownService(MODALITIES)
+    async with serve(backend) as client, client.stream("GET", "/api/events?brief=1") as response:
+        events = _events(response)
+        while not backend.changes._listeners:
+            await anyio.sleep(0.01)
+        for name in ("ct2", "ct0", "ct2"):
+            backend.changes._tell(name)
+        with anyio.fail_after(5):
+            assert await anext(events) == ("changed", {"modalities": ["ct0", "ct2"], "storage": False})
+            backend.observer.store_ended("CT1", 0x0000, 1000, 0.1)
+            assert await anext(events) == ("changed", {"modalities": [], "storage": True})
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_bursts_are_written_in_batches_and_nothing_of_them_is_lost(serve: Serve) -> None:
+    modalities = tuple(Modality(f"ct{n:03}", ae_title=f"CT{n}", host="127.0.0.1") for n in range(250))
+    backend = KnownService(modalities)
+    async with serve(backend) as client, client.stream("GET", "/api/events") as response:
+        while not backend.changes._listeners:
+            await anyio.sleep(0.01)
+        for modality in modalities:
+            backend.changes._tell(modality.name)
+        told: list[str] = []
+        with anyio.fail_after(5):
+            async for _, data in _events(response):
+                told.append(data["name"])
+                if len(told) == len(modalities):
+                    break
+    assert told == [modality.name for modality in modalities]
+
+
 async def test_many_changes_of_one_modality_come_together(serve: Serve, monkeypatch: Any) -> None:
     monkeypatch.setattr(stream, "_TOGETHER", 0.2)
     backend = KnownService(MODALITIES)
