@@ -189,7 +189,7 @@ def _paths() -> dict[str, Schema]:
                 _parameter("q", "part of a name, AE title or host"),
                 _parameter("state", "only those in this state"),
                 _parameter("group", "only those of this group"),
-                _parameter("failing", "1: only those with a failure among their last outcomes"),
+                _parameter("failing", "1: only what is down or quiet"),
                 _parameter("page", "from 1", {"type": "integer", "minimum": 1}),
                 _FRAGMENT,
             )
