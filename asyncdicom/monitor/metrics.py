@@ -17,11 +17,12 @@ from pathlib import Path
 import anyio
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.families import CounterMetricFamily, GaugeMetricFamily, Rendered
 from asyncdicom.monitor.state import States
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import OPERATIONS, Operation, Outcome, Reason
@@ -49,6 +50,8 @@ EXPECTED_STATUSES = (0xA700, 0xA900, 0xC000, 0xC211)
 FAILURE_REASONS = tuple(reason for reason in Reason if reason is not Reason.OK)
 # Above this, series for failures that never happened would be most of what is scraped.
 _FAILURES_IN_ADVANCE = 256
+# Characters of a name in an exemplar, whose labels may have 128 with their names.
+_LONGEST_EXEMPLAR = 128 - len("modality")
 
 _OPERATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STORE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -88,6 +91,15 @@ class _Counts:
     durations: dict[Operation, float] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Received:
+    """What is counted for one calling AE title."""
+
+    requests: int = 0
+    octets: int = 0
+    failures: dict[int, int] = field(default_factory=dict)
+
+
 class Metrics(Observer):
     """An observer that counts, and renders what it counted.
 
@@ -99,7 +111,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self._states = states
         self._counts: dict[str, _Counts] = {}
-        self._calling: frozenset[str] = frozenset()
+        self._senders: dict[str, _Received] = {}
         self._exposed = exposed
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -115,6 +127,8 @@ class Metrics(Observer):
         self._define_storage(self.registry if exposed.storage else None)
         self._define_events(self.registry if exposed.event_targets else None)
         self.registry.register(_PerModality(self))
+        if exposed.storage:
+            self.registry.register(_PerSender(self))
         if exposed.archive is not None:
             free = self._gauge("archive_free_bytes", "Bytes free on the file system of the archive.", self.registry)
             free.set_function(_free_bytes_of(exposed.archive))
@@ -152,13 +166,6 @@ class Metrics(Observer):
         )
         self._aborted = self._counter(
             "scp_associations_aborted", "Accepted associations that did not end with a release.", registry, "reason"
-        )
-        self._stores = self._counter("store_requests", "C-STORE requests that were answered.", registry, "calling_ae")
-        self._store_failures = self._counter(
-            "store_failures", "C-STORE requests answered with a status of failure.", registry, "calling_ae", "status"
-        )
-        self._store_bytes = self._counter(
-            "store_received_bytes", "Bytes of the datasets that came by C-STORE.", registry, "calling_ae"
         )
         self._store_duration = Histogram(
             "asyncdicom_store_duration_seconds",
@@ -232,17 +239,12 @@ class Metrics(Observer):
         for sweep in exposed.sweeps:
             self._sweep_last.labels(sweep)
             self._sweep_duration.labels(sweep)
-        calling = frozenset(modality.ae_title for modality in exposed.modalities)
-        for gone in self._calling - calling:
-            self._stores.remove(gone)
-            self._store_bytes.remove(gone)
-            self._store_failures.remove_by_labels({"calling_ae": gone})
-        for title in (*calling, OTHER):
-            self._stores.labels(title)
-            self._store_bytes.labels(title)
-            for status in EXPECTED_STATUSES:
-                self._store_failures.labels(title, f"0x{status:04X}")
-        self._calling = calling
+        senders: dict[str, _Received] = {}
+        for title in (*dict.fromkeys(modality.ae_title for modality in exposed.modalities), OTHER):
+            received = senders[title] = self._senders.get(title) or _Received()
+            for status in EXPECTED_STATUSES if in_advance or title == OTHER else ():
+                received.failures.setdefault(status, 0)
+        self._senders = senders
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render every metric. It reads /proc and takes long with many series: call it in a thread, never on the loop.
@@ -251,7 +253,7 @@ class Metrics(Observer):
         :return: the body and its content type
         """
         encode, content_type = choose_encoder(accept)
-        return encode(_WithoutCreated(self.registry)), content_type
+        return encode(Rendered(self.registry, self._counts.__contains__)), content_type
 
     async def sample_loop_lag(self, every: float = 0.05) -> None:
         """Measure until cancelled how late the event loop is.
@@ -285,7 +287,7 @@ class Metrics(Observer):
         if outcome.reason is not Reason.BREAKER_OPEN:
             # What was never tried took no time.
             counts.durations[operation] = outcome.duration
-            self._duration.labels(operation).observe(outcome.duration)
+            self._duration.labels(operation).observe(outcome.duration, _exemplar(outcome))
 
     def sweep_ended(self, sweep: str, seconds: float) -> None:
         """A sweep has asked everybody.
@@ -316,13 +318,12 @@ class Metrics(Observer):
 
     def store_ended(self, calling_ae_title: str, status: int, size: int, seconds: float) -> None:
         """Count the instance."""
-        title = calling_ae_title.strip()
-        title = title if title in self._calling else OTHER
-        self._stores.labels(title).inc()
-        self._store_bytes.labels(title).inc(size)
+        received = self._senders.get(calling_ae_title.strip()) or self._senders[OTHER]
+        received.requests += 1
+        received.octets += size
         self._store_duration.observe(seconds)
         if status != 0x0000 and not 0xB000 <= status <= 0xBFFF:
-            self._store_failures.labels(title, f"0x{status:04X}").inc()
+            received.failures[status] = received.failures.get(status, 0) + 1
 
     def ingest_in_flight(self, size: int, budget: int) -> None:
         """Note it."""
@@ -445,17 +446,36 @@ class _PerModality(Collector):
             yield received
 
 
-class _WithoutCreated(Collector):
-    """A registry without the ``_created`` series: they double the counters, and Prometheus does not need them."""
+class _PerSender(Collector):
+    """The series that have a calling AE title."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
+        labels = ["calling_ae"]
+        requests = CounterMetricFamily("asyncdicom_store_requests", "C-STORE requests that were answered.", labels)
+        octets = CounterMetricFamily("asyncdicom_store_received_bytes", "Bytes of the datasets that came by C-STORE.", labels)
+        failures = CounterMetricFamily(
+            "asyncdicom_store_failures", "C-STORE requests answered with a status of failure.", [*labels, "status"]
+        )
+        for title, received in list(self._metrics._senders.items()):
+            requests.add_metric([title], received.requests)
+            octets.add_metric([title], received.octets)
+            for status, value in list(received.failures.items()):
+                failures.add_metric([title, f"0x{status:04X}"], value)
+        yield from (requests, octets, failures)
+
+
+def _exemplar(outcome: Outcome) -> dict[str, str] | None:
+    """Which modality stands for a bucket of durations: from the slow bucket to the slow device without a guess.
+
+    None for C-STORE, where each instance would pay for it, and for a name beyond what OpenMetrics lets an exemplar hold.
+    """
+    if outcome.operation == "store" or len(outcome.modality) > _LONGEST_EXEMPLAR:
+        return None
+    return {"modality": outcome.modality}
 
 
 def _free_bytes_of(directory: Path) -> Callable[[], float]:

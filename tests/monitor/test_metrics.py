@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import re
 import string
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from asyncdicom.monitor.metrics import FAILURE_REASONS, Exposed, Metrics
 from asyncdicom.monitor.state import Broadcast, States
 from asyncdicom.outcome import Outcome, Reason
 
+# As a scraper asks that prefers OpenMetrics.
+_OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
 CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1")
 MR1 = Modality("mr1", ae_title="MR1", host="127.0.0.2")
 
@@ -112,11 +116,45 @@ def test_promtool_finds_nothing_to_say(observed: Observed) -> None:
 
 
 def test_openmetrics_is_rendered_for_who_asks_for_it(observed: Observed) -> None:
-    body, content_type = observed.metrics.render("application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    body, content_type = observed.metrics.render(_OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
     assert "asyncdicom_operations" in {family.name for family in parse_openmetrics(body.decode())}
     assert observed.metrics.render("text/html")[1].startswith("text/plain")
+
+
+def _exemplars(observed: Observed) -> dict[str, list[dict[str, str]]]:
+    """The labels of the exemplars of each family, as a reader of OpenMetrics gets them."""
+    body, _ = observed.metrics.render(_OPENMETRICS)
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in parse_openmetrics(body.decode()):
+        for sample in family.samples:
+            if sample.exemplar is not None:
+                found.setdefault(family.name, []).append(sample.exemplar.labels)
+    return found
+
+
+def test_an_exemplar_names_the_modality_that_was_slow_and_an_instance_pays_for_none(observed: Observed) -> None:
+    observed.observer.operation_ended(Outcome("ct1", "echo", Reason.OK, duration=0.02))
+    observed.observer.operation_ended(Outcome("mr1", "echo", Reason.CONNECT_TIMEOUT, duration=3.0))
+    observed.observer.operation_ended(Outcome("mr1", "store", Reason.OK, duration=0.2))
+    observed.observer.store_ended("CT1", 0x0000, 1_000, 0.01)
+    assert _exemplars(observed) == {"asyncdicom_operation_duration_seconds": [{"modality": "ct1"}, {"modality": "mr1"}]}
+    assert " # {" not in observed.text()
+
+
+def test_no_exemplar_names_a_modality_that_was_removed(observed: Observed, tmp_path: Path) -> None:
+    observed.observer.operation_ended(Outcome("mr1", "echo", Reason.OK, duration=0.02))
+    observed.configure(everything(tmp_path, CT1))
+    assert _exemplars(observed) == {}
+
+
+def test_a_name_too_long_for_an_exemplar_is_counted_without(tmp_path: Path) -> None:
+    long = Modality("m" * 200, ae_title="LONG", host="127.0.0.1")
+    observed = Observed(everything(tmp_path, long))
+    observed.observer.operation_ended(Outcome(long.name, "echo", Reason.OK, duration=0.02))
+    assert observed.value("operation_duration_seconds_count", operation="echo") == 1
+    assert _exemplars(observed) == {}
 
 
 def test_ten_thousand_calling_ae_titles_add_no_series(observed: Observed) -> None:
@@ -200,6 +238,62 @@ def test_a_large_fleet_has_no_series_for_failures_that_never_happened() -> None:
     assert observed.text().count("asyncdicom_operation_failures_total{") == 0
     observed.observer.operation_ended(Outcome("m1", "echo", Reason.ABORTED))
     assert observed.text().count("asyncdicom_operation_failures_total{") == 1
+
+
+def test_a_large_fleet_has_no_series_for_refusals_that_never_happened() -> None:
+    observed = Observed(Exposed(tuple(Modality(f"m{n}", ae_title=f"AE{n}", host="h") for n in range(1_000)), storage=True))
+    of = "asyncdicom_store_failures_total{"
+    assert observed.text().count(of) == observed.text().count(of + 'calling_ae="other"') == 4
+    observed.observer.store_ended("AE7", 0xA700, 1, 0.1)
+    assert observed.value("store_failures_total", calling_ae="AE7", status="0xA700") == 1
+
+
+def _large(count: int = 5_000) -> Observed:
+    fleet = tuple(Modality(f"modality-{index}", ae_title=f"AE{index}", host="127.0.0.1") for index in range(count))
+    observed = Observed(Exposed(fleet, {"echo": frozenset(modality.name for modality in fleet)}, ("echo",), storage=True))
+    for modality in fleet:
+        observed.observer.operation_ended(Outcome(modality.name, "echo", Reason.OK, duration=0.02))
+    return observed
+
+
+def test_rendering_a_large_fleet_leaves_nothing_for_a_full_collection_of_garbage() -> None:
+    observed = _large()
+    gc.collect()
+    before = gc.get_stats()[2]["collections"]
+    for _ in range(5):
+        body, _content_type = observed.metrics.render()
+    # In one, the event loop would stand still for as long as it takes to look at everything that the process holds.
+    assert gc.get_stats()[2]["collections"] == before
+    assert body.count(b"asyncdicom_modality_up{") == 5_000
+
+
+async def test_the_event_loop_turns_while_a_large_fleet_is_rendered() -> None:
+    observed = await anyio.to_thread.run_sync(_large)
+    latest = []
+    for _ in range(5):
+        late = await _latest_while(observed)
+        latest.append(late)
+        if late < 0.05:
+            return
+    pytest.fail(f"late by {', '.join(f'{seconds * 1000:.0f} ms' for seconds in latest)}")
+
+
+async def _latest_while(observed: Observed) -> float:
+    """How late the loop was at most while everything was rendered in a thread, in seconds."""
+    latest = 0.0
+
+    async def sample() -> None:
+        nonlocal latest
+        while True:
+            due = time.monotonic() + 0.005
+            await anyio.sleep(0.005)
+            latest = max(latest, time.monotonic() - due)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sample)
+        await anyio.to_thread.run_sync(observed.metrics.render, _OPENMETRICS)
+        tasks.cancel_scope.cancel()
+    return latest
 
 
 def test_every_reason_of_failure_is_there_from_the_start(observed: Observed) -> None:
