@@ -386,7 +386,7 @@ class _PerModality(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families. Copies are taken at once: the loop goes on counting meanwhile."""
-        counts = list(self._metrics._counts.items())
+        counts = self._metrics._counts.copy()
         operations = CounterMetricFamily(
             "asyncdicom_operations", "Operations that we asked of a modality.", labels=["operation", "modality"]
         )
@@ -400,7 +400,7 @@ class _PerModality(Collector):
             "How long the last operation on the modality took; NaN before the first.",
             labels=["modality", "operation"],
         )
-        for name, known in counts:
+        for name, known in counts.items():
             for operation, value in list(known.operations.items()):
                 operations.add_metric([operation, name], value)
                 durations.add_metric([name, operation], known.durations.get(operation, math.nan))
@@ -460,7 +460,7 @@ class _PerSender(Collector):
         failures = CounterMetricFamily(
             "asyncdicom_store_failures", "C-STORE requests answered with a status of failure.", [*labels, "status"]
         )
-        for title, received in list(self._metrics._senders.items()):
+        for title, received in self._metrics._senders.copy().items():
             requests.add_metric([title], received.requests)
             octets.add_metric([title], received.octets)
             for status, value in list(received.failures.items()):
