@@ -63,12 +63,13 @@ _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 class Exposed:
     """What the configuration says that there is to measure.
 
-    ``modalities``, ``swept`` and ``sweeps`` may change by :meth:`Metrics.configure`; the others are there for the life of
-    the process.
+    ``modalities``, ``swept``, ``sweeps`` and ``every`` may change by :meth:`Metrics.configure`; the others are there for the
+    life of the process.
 
     :ivar modalities: the inventory
     :ivar swept: names of the modalities that are asked regularly, by operation
     :ivar sweeps: names of the sweeps
+    :ivar every: seconds from the start of a sweep's run to the start of its next, by the sweep's name
     :ivar storage: whether there is a storage SCP
     :ivar archive: the folder whose free space counts, None for none
     :ivar event_targets: names of those who are told of events
@@ -77,6 +78,7 @@ class Exposed:
     modalities: tuple[Modality, ...] = ()
     swept: Mapping[Operation, frozenset[str]] = field(default_factory=dict)
     sweeps: tuple[str, ...] = ()
+    every: Mapping[str, float] = field(default_factory=dict)
     storage: bool = False
     archive: Path | None = None
     event_targets: tuple[str, ...] = ()
@@ -151,6 +153,9 @@ class Metrics(Observer):
         )
         self._sweep_duration = self._gauge(
             "sweep_duration_seconds", "How long the last run of the sweep took; 0 before its first end.", registry, "sweep"
+        )
+        self._sweep_every = self._gauge(
+            "sweep_interval_seconds", "How often the sweep is to run: seconds from one start to the next.", registry, "sweep"
         )
         self._lag = Histogram(
             "asyncdicom_loop_lag_seconds",
@@ -236,9 +241,11 @@ class Metrics(Observer):
         for sweep in set(before.sweeps) - set(exposed.sweeps):
             self._sweep_last.remove(sweep)
             self._sweep_duration.remove(sweep)
+            self._sweep_every.remove(sweep)
         for sweep in exposed.sweeps:
             self._sweep_last.labels(sweep)
             self._sweep_duration.labels(sweep)
+            self._sweep_every.labels(sweep).set(exposed.every.get(sweep, 0.0))
         senders: dict[str, _Received] = {}
         for title in (*dict.fromkeys(modality.ae_title for modality in exposed.modalities), OTHER):
             received = senders[title] = self._senders.get(title) or _Received()

@@ -33,6 +33,7 @@ def full_metrics(archive: Path, states: States | None = None) -> Metrics:
         modalities=_MODALITIES,
         swept={"echo": frozenset({"ct1", "mr1"})},
         sweeps=("echo",),
+        every={"echo": 30.0},
         storage=True,
         archive=archive,
         event_targets=("pipeline",),

@@ -39,6 +39,7 @@ NAMES = (
     "modality_last_received_timestamp_seconds",
     "sweep_last_run_timestamp_seconds",
     "sweep_duration_seconds",
+    "sweep_interval_seconds",
     "breaker_open",
     "scu_associations",
     "scp_associations",
@@ -87,7 +88,9 @@ class Observed:
 
 def everything(tmp_path: Path, *modalities: Modality) -> Exposed:
     names = frozenset(modality.name for modality in modalities)
-    return Exposed(modalities, {"echo": names}, ("echo",), storage=True, archive=tmp_path, event_targets=("pipeline",))
+    return Exposed(
+        modalities, {"echo": names}, ("echo",), {"echo": 30.0}, storage=True, archive=tmp_path, event_targets=("pipeline",)
+    )
 
 
 @pytest.fixture
@@ -232,6 +235,14 @@ def test_a_reload_keeps_what_was_counted(observed: Observed, tmp_path: Path) -> 
     assert "asyncdicom_sweep_duration_seconds{" not in observed.text()
 
 
+def test_a_sweep_says_how_often_it_is_to_run_also_after_a_reload(observed: Observed) -> None:
+    assert observed.value("sweep_interval_seconds", sweep="echo") == 30
+    observed.configure(Exposed((CT1,), sweeps=("echo", "find"), every={"echo": 60.0, "find": 300.0}))
+    assert observed.value("sweep_interval_seconds", sweep="echo") == 60
+    observed.configure(Exposed((CT1,), sweeps=("find",), every={"find": 300.0}))
+    assert 'asyncdicom_sweep_interval_seconds{sweep="echo"}' not in observed.text()
+
+
 def test_a_large_fleet_has_no_series_for_failures_that_never_happened() -> None:
     fleet = tuple(Modality(f"m{index}", ae_title="X", host="h") for index in range(1_000))
     observed = Observed(Exposed(fleet, {"echo": frozenset(modality.name for modality in fleet)}))
@@ -269,31 +280,23 @@ def test_rendering_a_large_fleet_leaves_nothing_for_a_full_collection_of_garbage
 
 async def test_the_event_loop_turns_while_a_large_fleet_is_rendered() -> None:
     observed = await anyio.to_thread.run_sync(_large)
-    latest = []
-    for _ in range(5):
-        late = await _latest_while(observed)
-        latest.append(late)
-        if late < 0.05:
-            return
-    pytest.fail(f"late by {', '.join(f'{seconds * 1000:.0f} ms' for seconds in latest)}")
-
-
-async def _latest_while(observed: Observed) -> float:
-    """How late the loop was at most while everything was rendered in a thread, in seconds."""
     latest = 0.0
 
     async def sample() -> None:
         nonlocal latest
+        every = 0.005
         while True:
-            due = time.monotonic() + 0.005
-            await anyio.sleep(0.005)
-            latest = max(latest, time.monotonic() - due)
+            # By the processor's clock: what other processes take from this one is no fault of the rendering.
+            before = time.process_time()
+            await anyio.sleep(every)
+            latest = max(latest, time.process_time() - before - every)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(sample)
-        await anyio.to_thread.run_sync(observed.metrics.render, _OPENMETRICS)
+        for _ in range(3):
+            await anyio.to_thread.run_sync(observed.metrics.render, _OPENMETRICS)
         tasks.cancel_scope.cancel()
-    return latest
+    assert 0 < latest < 0.05
 
 
 def test_every_reason_of_failure_is_there_from_the_start(observed: Observed) -> None:
