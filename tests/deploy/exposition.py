@@ -53,6 +53,10 @@ def exercise(metrics: Metrics, states: States) -> None:
     observer.scp_association_opened("CT1", "127.0.0.1")
     observer.store_ended("CT1", 0x0000, 525_000, 0.004)
     observer.store_ended("CT1", 0xA700, 525_000, 0.001)
+    observer.scu_association_opened("ct1")
+    observer.breaker_changed("mr1", True)
+    observer.nonconformant(("no_study",), quarantined=True)
+    observer.commitment_reported("CT1", 5, 1)
     observer.scp_association_rejected("limit", "CT1", "127.0.0.1")
     observer.scp_association_aborted("idle", "CT1", "127.0.0.1")
     metrics.write_step("sync", 0.003)
@@ -60,6 +64,7 @@ def exercise(metrics: Metrics, states: States) -> None:
     metrics.ingest_in_flight(525_000, 256 << 20)
     metrics.outbox(1, 1.0)
     metrics.event_delivered("pipeline")
+    metrics.event_failed("pipeline")
     metrics.study_completed()
 
 

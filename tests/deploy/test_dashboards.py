@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from asyncdicom.cli.demo.cast import ROLES
 from tests.deploy import dashboards
 from tests.deploy.demo import playing
 from tests.deploy.exposition import ROOT, exposed_names, full_metrics, metric_names
@@ -248,7 +249,11 @@ def _hurried(folder: Path) -> Iterator[Path]:
 @pytest.mark.timeout(120)
 def test_prometheus_answers_every_query_of_every_dashboard(start_prometheus: Starter[Prometheus], tmp_path: Path) -> None:
     with playing(tmp_path / "demo") as address:
-        prometheus = start_prometheus(jobs=[scrape_job([address])], rule_files=list(_hurried(tmp_path / "rules")))
+        prometheus = start_prometheus(
+            jobs=[scrape_job([address])],
+            rule_files=list(_hurried(tmp_path / "rules")),
+            extra=["--enable-feature=exemplar-storage"],
+        )
         prometheus.wait_until_scraped()
         unanswered = [
             (dashboard["title"], title, expressions)
@@ -267,3 +272,7 @@ def test_prometheus_answers_every_query_of_every_dashboard(start_prometheus: Sta
         finally:
             left = [asked for asked in unanswered if asked[1] not in _EMPTY_WHEN_WELL]
             assert not left, "\n".join(f"{board}, {title}: {asked[0]}" for board, title, asked in left)
+        named = {
+            exemplar["labels"]["modality"] for exemplar in prometheus.exemplars("asyncdicom_operation_duration_seconds_bucket")
+        }
+        assert named & {role.name for role in ROLES}
