@@ -41,6 +41,12 @@ def full_metrics(archive: Path, states: States | None = None) -> Metrics:
     return Metrics(exposed, states)
 
 
+def watching_metrics() -> Metrics:
+    """Metrics of a service that watches a fleet, and receives nothing."""
+    exposed = Exposed(modalities=_MODALITIES, swept={"echo": frozenset({"ct1", "mr1"})}, sweeps=("echo",), every={"echo": 30.0})
+    return Metrics(exposed, full_states())
+
+
 def exercise(metrics: Metrics, states: States) -> None:
     """Let a little of everything happen."""
     observer = Broadcast(states, metrics)
