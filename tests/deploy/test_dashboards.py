@@ -163,7 +163,7 @@ def test_every_link_leads_to_a_dashboard_and_sets_variables_that_it_has(dashboar
 def test_the_fleet_leads_to_one_modality() -> None:
     fleet = dashboards.by_uid()["asyncdicom-fleet"]
     leading = {panel["title"] for panel in dashboards.panels(fleet) for url in dashboards.data_links(panel) if "var-mod" in url}
-    assert {"Modalities", "State of modalities", "Slowest modalities"} <= leading
+    assert {"Modalities", "Modalities that were down", "Slowest modalities"} <= leading
 
 
 def test_every_query_asks_for_exposed_and_recorded_metrics_alone(dashboard: dashboards.Dashboard, tmp_path: Path) -> None:
