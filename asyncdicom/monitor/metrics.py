@@ -17,12 +17,10 @@ from pathlib import Path
 import anyio
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
-from asyncdicom.monitor.families import CounterMetricFamily, GaugeMetricFamily, Rendered
+from asyncdicom.monitor.families import CounterMetricFamily, Family, GaugeMetricFamily, Shown
 from asyncdicom.monitor.state import States
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import OPERATIONS, Operation, Outcome, Reason
@@ -50,6 +48,8 @@ EXPECTED_STATUSES = (0xA700, 0xA900, 0xC000, 0xC211)
 FAILURE_REASONS = tuple(reason for reason in Reason if reason is not Reason.OK)
 # Above this, series for failures that never happened would be most of what is scraped.
 _FAILURES_IN_ADVANCE = 256
+# Of a body in OpenMetrics.
+_END = b"# EOF\n"
 # Characters of a name in an exemplar, whose labels may have 128 with their names.
 _LONGEST_EXEMPLAR = 128 - len("modality")
 
@@ -128,9 +128,7 @@ class Metrics(Observer):
         self._define_requests()
         self._define_storage(self.registry if exposed.storage else None)
         self._define_events(self.registry if exposed.event_targets else None)
-        self.registry.register(_PerModality(self))
-        if exposed.storage:
-            self.registry.register(_PerSender(self))
+        self._large = (_PerModality(self), *((_PerSender(self),) if exposed.storage else ()))
         if exposed.archive is not None:
             free = self._gauge("archive_free_bytes", "Bytes free on the file system of the archive.", self.registry)
             free.set_function(_free_bytes_of(exposed.archive))
@@ -260,7 +258,10 @@ class Metrics(Observer):
         :return: the body and its content type
         """
         encode, content_type = choose_encoder(accept)
-        return encode(Rendered(self.registry, self._counts.__contains__)), content_type
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        body = encode(Shown(self.registry, self._counts.__contains__)).removesuffix(_END)
+        large = (family.rendered(openmetrics=openmetrics) for part in self._large for family in part.collect())
+        return b"".join((body, *(text.encode() for text in large), _END if openmetrics else b"")), content_type
 
     async def sample_loop_lag(self, every: float = 0.05) -> None:
         """Measure until cancelled how late the event loop is.
@@ -385,13 +386,13 @@ class Metrics(Observer):
         return Counter(f"asyncdicom_{name}", words, labels, registry=registry)
 
 
-class _PerModality(Collector):
+class _PerModality:
     """The series that have a modality: made when they are asked for, so that they vanish with it."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """Yield the families. Copies are taken at once: the loop goes on counting meanwhile."""
         counts = self._metrics._counts.copy()
         operations = CounterMetricFamily(
@@ -416,7 +417,7 @@ class _PerModality(Collector):
         yield from (operations, failures, durations)
         yield from self._states()
 
-    def _states(self) -> Iterable[Metric]:
+    def _states(self) -> Iterable[Family]:
         states = self._metrics._states.all()
         swept = frozenset[str]().union(*self._metrics._exposed.swept.values())
         up = GaugeMetricFamily(
@@ -453,13 +454,13 @@ class _PerModality(Collector):
             yield received
 
 
-class _PerSender(Collector):
+class _PerSender:
     """The series that have a calling AE title."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """Yield the families."""
         labels = ["calling_ae"]
         requests = CounterMetricFamily("asyncdicom_store_requests", "C-STORE requests that were answered.", labels)

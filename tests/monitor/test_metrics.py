@@ -8,7 +8,6 @@ import random
 import re
 import string
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -303,28 +302,17 @@ def test_rendering_a_large_fleet_leaves_nothing_for_a_full_collection_of_garbage
     assert body.count(b"asyncdicom_modality_up{") == 5_000
 
 
-async def test_the_event_loop_turns_while_a_large_fleet_is_rendered() -> None:
-    observed = await anyio.to_thread.run_sync(_large)
-    # What stops the loop does so each time; what another process takes from this one comes and goes.
-    assert 0 < min([await _latest_while_rendering(observed) for _ in range(4)]) < 0.05
-
-
-async def _latest_while_rendering(observed: Observed) -> float:
-    """How late the loop was at most, in seconds of this process's time on a processor."""
-    latest, every = 0.0, 0.005
-
-    async def sample() -> None:
-        nonlocal latest
-        while True:
-            before = time.process_time()
-            await anyio.sleep(every)
-            latest = max(latest, time.process_time() - before - every)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(sample)
-        await anyio.to_thread.run_sync(observed.metrics.render, _OPENMETRICS)
-        tasks.cancel_scope.cancel()
-    return latest
+def test_names_of_any_kind_are_rendered_so_that_they_are_read_back(tmp_path: Path) -> None:
+    odd = Modality('a "b" \\ c\nd ü 100 %s', ae_title="ODD", host="127.0.0.1")
+    observed = Observed(everything(tmp_path, odd))
+    observed.observer.operation_ended(Outcome(odd.name, "echo", Reason.OK, duration=0.02))
+    assert observed.value("operations_total", operation="echo", modality=odd.name) == 1
+    body, _ = observed.metrics.render(_OPENMETRICS)
+    families = {family.name: family for family in parse_openmetrics(body.decode())}
+    assert families["asyncdicom_operations"].type == "counter"
+    assert {"operation": "echo", "modality": odd.name} in [
+        sample.labels for sample in families["asyncdicom_operations"].samples
+    ]
 
 
 def test_every_reason_of_failure_is_there_from_the_start(observed: Observed) -> None:
