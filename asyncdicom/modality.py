@@ -6,6 +6,7 @@ import ipaddress
 import re
 import time
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ Engine = Literal["native", "pynetdicom"]
 # PS3.5 section 6.2, AE: 16 characters of the default repertoire without backslash and control characters.
 _AE_TITLE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")
 _HOURS = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TARGET = re.compile(r"(?P<ae>[^@]{1,16})@(?P<host>\[[0-9a-fA-F:.%]+\]|[^:@\[\]]+):(?P<port>\d{1,5})")
 
 
@@ -159,6 +161,84 @@ class QuietHours:
 
 
 @dataclass(frozen=True, slots=True)
+class WeekHours:
+    """A part of the week, by local time.
+
+    :ivar days: on which it begins, Monday being 0
+    :ivar hours: the time of day; None for the whole day. Over midnight it goes into the day after
+    """
+
+    days: frozenset[int]
+    hours: QuietHours | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> WeekHours:
+        """Make it of text such as ``Mon-Fri 07:00-18:00``, ``Sat,Sun``, or ``22:00-06:00`` for every day.
+
+        :raises ConfigurationError: when it has another form
+        """
+        words = text.split()
+        days, hours = frozenset(range(7)), None
+        try:
+            if not words or len(words) > 2:
+                raise ValueError(text)
+            if not words[0][0].isdigit():
+                days = _days(words.pop(0))
+            if words:
+                hours = QuietHours.parse(words.pop(0))
+            if words:
+                raise ValueError(text)
+        except (ValueError, ConfigurationError):
+            raise ConfigurationError("hours", text, 'hours of the week such as "Mon-Fri 07:00-18:00"') from None
+        return cls(days, hours)
+
+    def covers(self, weekday: int, minute: int) -> bool:
+        """Whether a minute of a day is in it.
+
+        :param weekday: Monday being 0
+        :param minute: since midnight
+        """
+        if self.hours is None:
+            return weekday in self.days
+        if self.hours.start < self.hours.end or minute >= self.hours.start:
+            return weekday in self.days and self.hours.covers(minute)
+        return (weekday - 1) % 7 in self.days and self.hours.covers(minute)
+
+
+def _days(text: str) -> frozenset[int]:
+    """The days of ``Mon-Wed,Fri``.
+
+    :raises ValueError: when one is no day
+    """
+    days: set[int] = set()
+    for part in text.lower().split(","):
+        first, dash, last = part.partition("-")
+        start = _DAYS.index(first)
+        length = (_DAYS.index(last) - start) % 7 if dash else 0
+        days.update((start + offset) % 7 for offset in range(length + 1))
+    return frozenset(days)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When instances are expected of a modality, by the local clock.
+
+    :ivar within: seconds of expected hours in which something has to come; None: what is usual is learnt
+    :ivar hours: in which something is expected; none for always
+    :ivar holidays: days on which nothing is expected, and nothing learnt
+    """
+
+    within: float | None = None
+    hours: tuple[WeekHours, ...] = ()
+    holidays: frozenset[date] = frozenset()
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether what arrives decides what is expected."""
+        return self.within is None
+
+
+@dataclass(frozen=True, slots=True)
 class Modality:
     """A DICOM device: an address, a port and an AE title.
 
@@ -170,8 +250,9 @@ class Modality:
     :ivar groups: names under which it can be addressed as ``@group``
     :ivar engine: which engine talks to it; None for the default
     :ivar one_operation_per_association: it mishandles a second one
-    :ivar quiet_hours: when it is not swept
+    :ivar quiet_hours: when it is not swept, and nothing is expected of it
     :ivar probe_store: a probe may send it a synthetic instance
+    :ivar arrivals: when it is expected to send; None when its silence says nothing
     """
 
     name: str
@@ -188,6 +269,7 @@ class Modality:
     one_operation_per_association: bool = False
     probe_store: bool = False
     quiet_hours: tuple[QuietHours, ...] = ()
+    arrivals: Arrivals | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -73,9 +74,13 @@ def watching() -> Iterator[Watch]:
     loop.set_exception_handler(watch.unhandled)
     for logger in loggers:
         logger.addHandler(watch)
+    # Deadlines are short, and looking through all that a test process has loaded takes as long as some of them.
+    gc.collect()
+    gc.freeze()
     try:
         yield watch
     finally:
+        gc.unfreeze()
         for logger in loggers:
             logger.removeHandler(watch)
         loop.set_exception_handler(previous)

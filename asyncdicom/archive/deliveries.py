@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,24 +177,17 @@ class Deliveries:
         :return: whether there is an event
         :raises ArchiveError: when it could not be committed
         """
-        text, now = json.dumps(payload), time.time()
+        return await self._index.write(_telling(_CONDITION, modality, is_up, payload))
 
-        def job(transaction: Transaction) -> bool:
-            told = transaction.execute("SELECT is_up FROM told_conditions WHERE modality = ?", (modality,)).fetchone()
-            if told is not None and bool(told[0]) == is_up:
-                return False
-            transaction.execute(
-                "INSERT INTO told_conditions (modality, is_up) VALUES (?, ?)"
-                " ON CONFLICT (modality) DO UPDATE SET is_up = excluded.is_up",
-                (modality, is_up),
-            )
-            if told is None and is_up:
-                return False
-            kind = "modality.up" if is_up else "modality.down"
-            transaction.execute("INSERT INTO outbox (kind, payload, created_at) VALUES (?, ?, ?)", (kind, text, now))
-            return True
+    async def tell_silence(self, modality: str, *, is_quiet: bool, payload: dict[str, Any]) -> bool:
+        """Put ``modality.quiet`` or ``modality.heard`` into the outbox, unless that was what was told last.
 
-        return await self._index.write(job)
+        One that is heard when it never was quiet is no news.
+
+        :return: whether there is an event
+        :raises ArchiveError: when it could not be committed
+        """
+        return await self._index.write(_telling(_SILENCE, modality, not is_quiet, payload))
 
     async def forget(self, *, limit: int = 500) -> int:
         """Remove some of what was delivered long ago: stores that come meanwhile wait for it.
@@ -208,3 +201,50 @@ class Deliveries:
             return 0
         sql = f"DELETE FROM outbox WHERE id IN ({some})"  # noqa: S608 - of ours
         return await self._index.write(lambda transaction: transaction.execute(sql, (before, limit)).rowcount)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is told of modalities when it changes.
+
+    :ivar known: reads what was told last: whether all was well
+    :ivar note: writes it down
+    :ivar well: the kind of event when all is well again
+    :ivar unwell: the other
+    """
+
+    known: str
+    note: str
+    well: str
+    unwell: str
+
+
+_CONDITION = _Told(
+    "SELECT is_up FROM told_conditions WHERE modality = ?",
+    "INSERT OR REPLACE INTO told_conditions (modality, is_up) VALUES (?, ?)",
+    "modality.up",
+    "modality.down",
+)
+_SILENCE = _Told(
+    "SELECT NOT is_quiet FROM told_silences WHERE modality = ?",
+    "INSERT OR REPLACE INTO told_silences (modality, is_quiet) VALUES (?, NOT ?)",
+    "modality.heard",
+    "modality.quiet",
+)
+
+
+def _telling(what: _Told, modality: str, is_well: bool, payload: dict[str, Any]) -> Callable[[Transaction], bool]:
+    text, now = json.dumps(payload), time.time()
+
+    def job(transaction: Transaction) -> bool:
+        told = transaction.execute(what.known, (modality,)).fetchone()
+        if told is not None and bool(told[0]) == is_well:
+            return False
+        transaction.execute(what.note, (modality, is_well))
+        if told is None and is_well:
+            return False
+        kind = what.well if is_well else what.unwell
+        transaction.execute("INSERT INTO outbox (kind, payload, created_at) VALUES (?, ?, ?)", (kind, text, now))
+        return True
+
+    return job

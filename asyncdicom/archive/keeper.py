@@ -12,11 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 
 from asyncdicom.archive import answers
 from asyncdicom.archive.contract import Addition, Draft, Index, Steps
 from asyncdicom.archive.placement import Placed, Placement
+from asyncdicom.archive.threads import hand
 from asyncdicom.association.received import Received
 
 # Bytes: what is larger has a thread to itself, for the disk is what it waits for.
@@ -62,10 +63,11 @@ class Keeper:
     """Keeps instances on threads of an executor, and tells the loop that made it.
 
     :param index: what is told of them; None: nothing
-    :param threads: how many the executor has
+    :param executor: with one thread at least
+    :param threads: how many it may have
     """
 
-    def __init__(self, placement: Placement, index: Index | None, executor: Executor, threads: int) -> None:
+    def __init__(self, placement: Placement, index: Index | None, executor: ThreadPoolExecutor, threads: int) -> None:
         self._placement = placement
         self._index = index
         self._executor = executor
@@ -88,7 +90,7 @@ class Keeper:
         if attempt.is_small:
             self._add(attempt)
         else:
-            self._executor.submit(self._keep, [attempt])
+            hand(self._executor, self._keep, [attempt])
         kept = await attempt.kept
         if attempt.indexed_from is not None:
             attempt.steps.append(("index", time.perf_counter() - attempt.indexed_from))
@@ -100,7 +102,7 @@ class Keeper:
             if self._batches >= self._worthwhile():
                 return
             self._batches += 1
-        self._executor.submit(self._keep_batches)
+        hand(self._executor, self._keep_batches)
 
     def _worthwhile(self) -> int:
         """How many threads are to keep batches."""

@@ -19,13 +19,13 @@ from asyncdicom.archive.commit import GroupCommit
 from asyncdicom.archive.contract import Addition, Durability, Entry, Event, Row, StudyCounts
 from asyncdicom.archive.exclusive import hold
 from asyncdicom.archive.folders import sync_folder
-from asyncdicom.archive.threads import alone, end
+from asyncdicom.archive.threads import alone, end, hand
 from asyncdicom.errors import ArchiveError, ConfigurationError
 
 T = TypeVar("T")
 
 # Each schema-N.sql brings the one before to version N.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _SETTING = "archive.index"
 # WAL with FULL syncs the log at every commit; with NORMAL a power cut loses the last ones, which breaks an acknowledgement.
 _SYNCHRONOUS: dict[Durability, str] = {"full": "FULL", "file": "NORMAL", "none": "OFF"}
@@ -298,7 +298,7 @@ class SQLiteIndex:
             raise ArchiveError("the index is not open")
         told: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         # Done whether the caller is cancelled or not.
-        self._readers.submit(self._commits.submit, [(job, told)])
+        hand(self._readers, self._commits.submit, [(job, told)])
         return await told
 
     def submit(self, additions: Sequence[Addition]) -> None:

@@ -1,4 +1,4 @@
-"""The end of a pool of threads, awaited; and what comes after it."""
+"""Handing work to a pool of threads, whatever the system refuses; and the end of a pool, awaited."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+# What Python says when the system gives it no thread: the limit of tasks is reached.
+_NO_THREAD = "can't start new thread"
+
+
+def hand(executor: ThreadPoolExecutor, function: Callable[..., object], *arguments: object) -> None:
+    """Have a thread of a pool do something.
+
+    :param executor: with one thread at least: another that cannot be started is done without
+    :raises RuntimeError: after its end
+    """
+    try:
+        executor.submit(function, *arguments)
+    except RuntimeError as error:
+        # It was put into the queue before: those threads that there are will come to it.
+        if str(error) != _NO_THREAD:
+            raise
 
 
 async def end(executor: ThreadPoolExecutor) -> None:
@@ -29,5 +46,9 @@ async def alone(function: Callable[[], object]) -> None:
         else:
             loop.call_soon_threadsafe(ended.set_result, None)
 
-    threading.Thread(target=run, name="archive-end", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="archive-end", daemon=True).start()
+    except RuntimeError:
+        # What is to be given back is given back: better the loop stands still for a moment.
+        run()
     await ended

@@ -49,6 +49,7 @@ from asyncdicom.errors import (
     OperationError,
     OperationTimeout,
     ProtocolError,
+    TLSFailed,
 )
 from asyncdicom.modality import Modality
 from asyncdicom.outcome import Peer, Phases
@@ -184,6 +185,10 @@ class BridgedAssociation(Dialogue):
                 return ConnectionLost(f"{who}: the peer closed the connection")
             case Fault.RESET:
                 return ConnectionLost(f"{who}: the connection was reset")
+            case Fault.TLS if answer is None:
+                return TLSFailed(f"{who}: the peer does not go on: it ended TLS with an alert")
+            case Fault.TLS:
+                return ConnectionLost(f"{who}: the peer ended TLS with an alert")
             case Fault.PROTOCOL:
                 return ProtocolError(f"{who}: the peer sent what is not DICOM, or what is out of turn")
             case Fault.TOO_LARGE:

@@ -20,6 +20,7 @@ from pynetdicom import evt
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
+from asyncdicom.association.transport import is_alert
 from asyncdicom.upper_layer.message import Message
 from asyncdicom.upper_layer.pdu import encode_abort
 
@@ -43,6 +44,7 @@ class Fault(StrEnum):
 
     CLOSED = "closed"
     RESET = "reset"
+    TLS = "tls"
     STALLED = "stalled"
     TOO_SLOW = "too_slow"
     PROTOCOL = "protocol"
@@ -309,8 +311,11 @@ class HardenedSocket(AssociationSocket):
         except ssl.SSLWantWriteError:
             self._wait(select.POLLOUT, time.monotonic() + TICK)
             return False
-        except OSError:
-            return True  # Whoever reads next sees it, too.
+        except OSError as error:
+            # Whoever reads next sees it, too, but for an alert: that is read once.
+            if is_alert(error):
+                self.fault = self.fault or Fault.TLS
+            return True
         return True
 
     def _linger(self, sock: socket.socket) -> bool:
@@ -449,6 +454,8 @@ def _fault_of(error: OSError) -> Fault:
         return Fault.STALLED
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return Fault.CLOSED
+    if is_alert(error):
+        return Fault.TLS
     if isinstance(error, ssl.SSLError):
         return Fault.PROTOCOL
     return Fault.RESET

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from asyncdicom.association.transcript import overhear
-from asyncdicom.association.transport import part_with
+from asyncdicom.association.transport import is_alert, part_with, tls_failure
 from asyncdicom.association.wakeup import Wakeup
 from asyncdicom.errors import AssociationAborted, ConnectionLost, OperationError, ProtocolError
 from asyncdicom.upper_layer import pdu
@@ -132,6 +132,8 @@ class Link(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.answer is None and is_alert(error):
+            self._end(tls_failure(self._who, cast(OSError, error)))
         what = "the connection was reset" if error is not None else "the connection is closed"
         self._end(ConnectionLost(f"{self._who}: {what}"))
         self._wakeup.silence()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import anyio
 from asyncdicom.association import transport
 from asyncdicom.association.contract import Stopwatch
 from asyncdicom.association.dialogue import Dataset_, Dialogue
+from asyncdicom.association.handshake import Refusal, telling
 from asyncdicom.association.instance import Instance
 from asyncdicom.association.link import Link
 from asyncdicom.association.plain import PlainTransport
@@ -29,7 +31,7 @@ from asyncdicom.errors import (
     OperationTimeout,
     TLSFailed,
 )
-from asyncdicom.modality import Modality
+from asyncdicom.modality import TLS, Modality
 from asyncdicom.outcome import Peer, Phases
 from asyncdicom.upper_layer import message as dimse
 from asyncdicom.upper_layer import negotiation, pdu
@@ -126,28 +128,34 @@ def _propose(
 
 async def _connect(modality: Modality, phases: Phases, proposal: _Proposal) -> Link:
     sock = await transport.dial(modality, phases)
-    loop = asyncio.get_running_loop()
     limits = modality.limits
     link = functools.partial(Link, str(modality), limits.max_pdu, limits.max_object_size, proposal.check)
     if modality.tls is None:
         connected = link()
         PlainTransport(sock, connected)
         return connected
+    with telling(sock) as refusal:
+        return await _secure(modality, modality.tls, sock, link, refusal, phases)
+
+
+async def _secure(
+    modality: Modality, tls: TLS, sock: socket.socket, link: Callable[[], Link], refusal: Refusal, phases: Phases
+) -> Link:
     started = time.monotonic()
     limit = modality.timeouts.connect
+    loop = asyncio.get_running_loop()
     try:
-        context = await loop.run_in_executor(workers(), transport.client_context, modality.tls)
+        context = await loop.run_in_executor(workers(), transport.client_context, tls)
         with anyio.fail_after(limit):
-            name = modality.tls.server_name or modality.host
+            name = tls.server_name or modality.host
             return (
                 await loop.create_connection(link, sock=sock, ssl=context, server_hostname=name, ssl_shutdown_timeout=_GOODBYE)
             )[1]
-    except TimeoutError:
-        sock.close()
-        raise TLSFailed(f"{modality}: no TLS handshake in {limit:g} s; does the peer speak TLS?") from None
     except OSError as error:
         sock.close()
-        raise transport.tls_failure(modality, error) from error
+        if isinstance(error, TimeoutError) and refusal.error is None:
+            raise TLSFailed(f"{modality}: no TLS handshake in {limit:g} s; does the peer speak TLS?") from None
+        raise transport.tls_failure(modality, refusal.error or error) from error
     except BaseException:
         sock.close()
         raise

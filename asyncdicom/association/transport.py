@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio
 
+from asyncdicom.association.handshake import shake_hands
 from asyncdicom.association.tls_profile import apply_profile
 from asyncdicom.errors import ConfigurationError, ConnectRefused, ConnectTimeout, ResolveFailed, TLSFailed
 from asyncdicom.modality import TLS, Modality
@@ -70,11 +71,23 @@ async def dial(modality: Modality, phases: Phases) -> socket.socket:
     return await _connect(modality, await _resolve(modality, phases), phases)
 
 
-def tls_failure(modality: Modality, error: OSError) -> TLSFailed:
-    """What a handshake that failed is to the caller."""
+def tls_failure(who: object, error: OSError) -> TLSFailed:
+    """What a handshake that failed is to the caller.
+
+    :param who: the modality, as it is to be named
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TLSFailed(f"{modality}: {error.verify_message}")
-    return TLSFailed(f"{modality}: {getattr(error, 'reason', None) or error}")
+        return TLSFailed(f"{who}: {error.verify_message}")
+    reason = getattr(error, "reason", None)
+    if is_alert(error):
+        return TLSFailed(f"{who}: the peer does not go on: {str(reason).lower()}")
+    return TLSFailed(f"{who}: {reason or error}")
+
+
+def is_alert(error: BaseException | None) -> bool:
+    """Whether an error is that the peer ended TLS, and said why (RFC 8446 section 6.2). In TLS 1.3 that may come after the
+    handshake: it looks at our certificate when we are through already."""
+    return isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "")
 
 
 async def _resolve(modality: Modality, phases: Phases) -> Addresses:
@@ -243,19 +256,6 @@ async def _secure(modality: Modality, tls: TLS, sock: socket.socket, phases: Pha
     finally:
         phases.tls = time.monotonic() - started
     return secured
-
-
-async def shake_hands(sock: ssl.SSLSocket) -> None:
-    """Do the TLS handshake of a non-blocking socket on the loop; the caller sets the deadline."""
-    while True:
-        try:
-            sock.do_handshake()
-        except ssl.SSLWantReadError:
-            await anyio.wait_readable(sock)
-        except ssl.SSLWantWriteError:
-            await anyio.wait_writable(sock)
-        else:
-            return
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:

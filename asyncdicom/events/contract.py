@@ -15,7 +15,7 @@ class Message:
     """An event as its receivers see it. Every attempt, at every target, carries the same.
 
     :ivar id: the same for every repetition, and of no other event: the key by which a receiver recognises one
-    :ivar kind: ``instance.stored``, ``study.complete``, ``modality.down`` or ``modality.up``
+    :ivar kind: one of :data:`asyncdicom.events.kinds.FIELDS`, such as ``study.complete``
     :ivar created_at: seconds since the epoch (UTC)
     :ivar data: what happened; the keys are those of :data:`asyncdicom.events.kinds.FIELDS`
     """

@@ -26,6 +26,8 @@ FIELDS = MappingProxyType(
         "study.complete": ("StudyInstanceUID", "instances", "size", "first_received", "last_received"),
         "modality.down": ("modality", "ae_title", "host", "port", "reason", "since"),
         "modality.up": ("modality", "ae_title", "host", "port", "reason", "since"),
+        "modality.quiet": ("modality", "ae_title", "last_received", "expected_by"),
+        "modality.heard": ("modality", "ae_title", "last_received", "expected_by"),
     }
 )
 PLACEHOLDER = re.compile(r"\{(\w+)\}")

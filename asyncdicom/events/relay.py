@@ -1,7 +1,7 @@
 """The relay: what happened goes from the outbox to every target that wants it, at least once, through restarts.
 
 It also notices what happens by itself - a study has received nothing for a while - and takes what others notice: a modality
-went down or came up.
+went down or came up, fell silent or was heard again.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -93,7 +94,7 @@ class Relay:
         self._backoff = backoff or Backoff()
         self._couriers: list[Courier] = []
         # Changes of modalities that are still to be written, and whether there are any.
-        self._changes: deque[tuple[str, bool, dict[str, Any]]] = deque()
+        self._changes: deque[tuple[str, Callable[[], Awaitable[bool]]]] = deque()
         self._changed = anyio.Event()
         # Set whenever the number of events that wait may have changed.
         self._moved = anyio.Event()
@@ -150,7 +151,17 @@ class Relay:
 
         :param payload: what receivers are told, with the keys of :data:`asyncdicom.events.kinds.FIELDS`
         """
-        self._changes.append((modality, is_up, payload))
+        self._change(modality, partial(self._deliveries.tell_condition, modality, is_up=is_up, payload=payload))
+
+    def tell_silence(self, modality: str, *, is_quiet: bool, payload: dict[str, Any]) -> None:
+        """A modality sends less than expected, or is heard again. What was told of it last is not told twice.
+
+        :param payload: what receivers are told, with the keys of :data:`asyncdicom.events.kinds.FIELDS`
+        """
+        self._change(modality, partial(self._deliveries.tell_silence, modality, is_quiet=is_quiet, payload=payload))
+
+    def _change(self, modality: str, write: Callable[[], Awaitable[bool]]) -> None:
+        self._changes.append((modality, write))
         self._changed.set()
 
     def _move(self) -> None:
@@ -194,9 +205,9 @@ class Relay:
             await self._changed.wait()
             self._changed = anyio.Event()
             while self._changes:
-                name, is_up, payload = self._changes[0]
+                name, write = self._changes[0]
                 try:
-                    is_news = await self._deliveries.tell_condition(name, is_up=is_up, payload=payload)
+                    is_news = await write()
                 except ArchiveError as error:
                     logger.error("a change of a modality waits for the index: %s", error, extra={"modality": name})
                     await anyio.sleep(_INDEX_PAUSE)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from asyncdicom.errors import ConfigurationError, ConfigurationErrors
+from asyncdicom.fleet.expectations import ArrivalsTable, Dates, OptionalArrivals
 from asyncdicom.fleet.tables import (
     MISSING,
     ExistingFile,
@@ -201,6 +202,14 @@ class QuirksTable(Table):
     probe_store: bool = Field(default=False, description="true or false")
 
 
+class ModalitiesTable(Table):
+    """``[modalities]``: files with more of them, and what holds for all."""
+
+    files: Texts = Field(default=(), description='an array of CSV files or patterns, such as ["inventory/*.csv"]')
+    arrivals: OptionalArrivals = Field(default=None, description='"learn" or "off", or a table such as { within = 86400.0 }')
+    holidays: Dates = Field(default=(), description="an array of dates, such as [2026-12-25, 2026-12-26]")
+
+
 class ModalityTable(Table):
     """``[[modality]]``: one device."""
 
@@ -227,12 +236,16 @@ class ModalityTable(Table):
         default=(), description='an array of times of day, such as ["22:00-06:00"]'
     )
     quirks: QuirksTable = Field(default=QuirksTable(), description="a table such as { one_operation_per_association = true }")
+    arrivals: OptionalArrivals = Field(
+        default=None, description='"learn", "off", or a table such as { within = 3600.0, hours = "Mon-Fri 07:00-18:00" }'
+    )
 
-    def build(self, path: str, fleet: FleetTable) -> Modality:
+    def build(self, path: str, fleet: FleetTable, common: ModalitiesTable) -> Modality:
         """As the fleet takes it.
 
         :param path: where the table stands, for the message
         :param fleet: the defaults
+        :param common: what holds for all of them
         :raises ConfigurationError: when something does not go together
         """
         try:
@@ -251,16 +264,11 @@ class ModalityTable(Table):
                 one_operation_per_association=self.quirks.one_operation_per_association,
                 probe_store=self.quirks.probe_store,
                 quiet_hours=tuple(QuietHours.parse(hours) for hours in self.quiet_hours),
+                arrivals=(self.arrivals or common.arrivals or ArrivalsTable()).build(common.holidays),
             )
         except ConfigurationError as error:
             where = error.path if error.path.startswith(path) else f"{path}.{error.path}"
             raise ConfigurationError(where, error.value or MISSING, error.remedy) from None
-
-
-class ModalitiesTable(Table):
-    """``[modalities]``: files with more of them."""
-
-    files: Texts = Field(default=(), description='an array of CSV files or patterns, such as ["inventory/*.csv"]')
 
 
 class InventoryTables(Table):
@@ -325,7 +333,7 @@ def load_inventory(path: str | os.PathLike[str]) -> Inventory:
     tables, found = validate(InventoryTables, {k: v for k, v in raw.items() if k in InventoryTables.model_fields}, path.parent)
     errors += found
     entries, found = list_entries(raw, tables, path.parent)
-    modalities, unbuilt = build_modalities(entries, tables.fleet if tables else FleetTable())
+    modalities, unbuilt = build_modalities(entries, tables)
     errors += found + unbuilt
     if errors or tables is None:
         raise ConfigurationErrors(errors)
@@ -367,14 +375,20 @@ def list_entries(
     return entries, errors + _duplicates(entries)
 
 
-def build_modalities(entries: Iterable[Entry], fleet: FleetTable) -> tuple[tuple[Modality, ...], list[ConfigurationError]]:
-    """Make modalities of the entries that have no mistakes."""
+def build_modalities(
+    entries: Iterable[Entry], tables: InventoryTables | None
+) -> tuple[tuple[Modality, ...], list[ConfigurationError]]:
+    """Make modalities of the entries that have no mistakes.
+
+    :param tables: with the defaults; None when there are mistakes in them, which are known by then
+    """
+    tables = tables or InventoryTables()
     modalities: list[Modality] = []
     errors: list[ConfigurationError] = []
     for entry in entries:
         if entry.table is not None:
             try:
-                modalities.append(entry.table.build(entry.path, fleet))
+                modalities.append(entry.table.build(entry.path, tables.fleet, tables.modalities))
             except ConfigurationError as error:
                 errors.append(error)
     return tuple(modalities), errors

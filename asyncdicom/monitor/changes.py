@@ -83,6 +83,10 @@ class Changes(Observer):
         for listener in self._listeners:
             listener.tell(modality)
 
+    def silence_changed(self, modality: str) -> None:
+        """One has become quiet, or is heard again."""
+        self._tell(modality)
+
     def operation_ended(self, outcome: Outcome) -> None:
         """One was asked."""
         self._tell(outcome.modality)

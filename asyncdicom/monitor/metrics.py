@@ -21,11 +21,11 @@ from prometheus_client.exposition import choose_encoder
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.families import CounterMetricFamily, Family, GaugeMetricFamily, Shown
-from asyncdicom.monitor.state import States
+from asyncdicom.monitor.senders import OTHER, Senders
+from asyncdicom.monitor.state import ModalityState, States
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import OPERATIONS, Operation, Outcome, Reason
 
-OTHER = "other"
 REJECTION_REASONS = (
     "calling_ae_title",
     "called_ae_title",
@@ -42,9 +42,6 @@ WRITE_STEPS = ("write", "sync", "name", "sync_folder", "index")
 COMMITMENT_RESULTS = ("committed", "failed")
 DOUBTS = ("sop_instance_uid", "sop_class_uid", "no_study", "foreign_group", "odd_length")
 DUPLICATE_OUTCOMES = ("identical", "kept", "replaced", "added", "rejected")
-# Out of resources, cannot understand, and the answer to an exception in a handler: there from the start, so that the
-# first failure of a sender is seen as an increase. Other statuses appear with their first occurrence.
-EXPECTED_STATUSES = (0xA700, 0xA900, 0xC000, 0xC211)
 FAILURE_REASONS = tuple(reason for reason in Reason if reason is not Reason.OK)
 # Above this, series for failures that never happened would be most of what is scraped.
 _FAILURES_IN_ADVANCE = 256
@@ -93,15 +90,6 @@ class _Counts:
     durations: dict[Operation, float] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Received:
-    """What is counted for one calling AE title."""
-
-    requests: int = 0
-    octets: int = 0
-    failures: dict[int, int] = field(default_factory=dict)
-
-
 class Metrics(Observer):
     """An observer that counts, and renders what it counted.
 
@@ -113,7 +101,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self._states = states
         self._counts: dict[str, _Counts] = {}
-        self._senders: dict[str, _Received] = {}
+        self._senders = Senders()
         self._exposed = exposed
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -128,7 +116,7 @@ class Metrics(Observer):
         self._define_requests()
         self._define_storage(self.registry if exposed.storage else None)
         self._define_events(self.registry if exposed.event_targets else None)
-        self._large = (_PerModality(self), *((_PerSender(self),) if exposed.storage else ()))
+        self._large = (_PerModality(self), *((self._senders,) if exposed.storage else ()))
         if exposed.archive is not None:
             free = self._gauge("archive_free_bytes", "Bytes free on the file system of the archive.", self.registry)
             free.set_function(_free_bytes_of(exposed.archive))
@@ -244,12 +232,7 @@ class Metrics(Observer):
             self._sweep_last.labels(sweep)
             self._sweep_duration.labels(sweep)
             self._sweep_every.labels(sweep).set(exposed.every.get(sweep, 0.0))
-        senders: dict[str, _Received] = {}
-        for title in (*dict.fromkeys(modality.ae_title for modality in exposed.modalities), OTHER):
-            received = senders[title] = self._senders.get(title) or _Received()
-            for status in EXPECTED_STATUSES if in_advance or title == OTHER else ():
-                received.failures.setdefault(status, 0)
-        self._senders = senders
+        self._senders.configure((modality.ae_title for modality in exposed.modalities), in_advance=in_advance)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render every metric. It reads /proc and takes long with many series: call it in a thread, never on the loop.
@@ -326,12 +309,8 @@ class Metrics(Observer):
 
     def store_ended(self, calling_ae_title: str, status: int, size: int, seconds: float) -> None:
         """Count the instance."""
-        received = self._senders.get(calling_ae_title.strip()) or self._senders[OTHER]
-        received.requests += 1
-        received.octets += size
+        self._senders.store_ended(calling_ae_title, status, size)
         self._store_duration.observe(seconds)
-        if status != 0x0000 and not 0xB000 <= status <= 0xBFFF:
-            received.failures[status] = received.failures.get(status, 0) + 1
 
     def ingest_in_flight(self, size: int, budget: int) -> None:
         """Note it."""
@@ -452,28 +431,25 @@ class _PerModality:
             for state in states:
                 received.add_metric([state.modality.name], state.last_received or 0.0)
             yield received
+            yield from _silences(states)
 
 
-class _PerSender:
-    """The series that have a calling AE title."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Family]:
-        """Yield the families."""
-        labels = ["calling_ae"]
-        requests = CounterMetricFamily("asyncdicom_store_requests", "C-STORE requests that were answered.", labels)
-        octets = CounterMetricFamily("asyncdicom_store_received_bytes", "Bytes of the datasets that came by C-STORE.", labels)
-        failures = CounterMetricFamily(
-            "asyncdicom_store_failures", "C-STORE requests answered with a status of failure.", [*labels, "status"]
-        )
-        for title, received in self._metrics._senders.copy().items():
-            requests.add_metric([title], received.requests)
-            octets.add_metric([title], received.octets)
-            for status, value in list(received.failures.items()):
-                failures.add_metric([title, f"0x{status:04X}"], value)
-        yield from (requests, octets, failures)
+def _silences(states: Iterable[ModalityState]) -> Iterable[Family]:
+    quiet = GaugeMetricFamily(
+        "asyncdicom_modality_quiet",
+        "1 while the modality has sent nothing for longer than expected, 0 while it has; only where arrivals are expected.",
+        labels=["modality"],
+    )
+    expected = GaugeMetricFamily(
+        "asyncdicom_modality_expected_by_timestamp_seconds",
+        "When an instance of the modality is expected at the latest; 0 while too little is known to expect one.",
+        labels=["modality"],
+    )
+    for state in states:
+        if state.modality.arrivals is not None:
+            quiet.add_metric([state.modality.name], float(state.quiet_since is not None))
+            expected.add_metric([state.modality.name], state.expected_by or 0.0)
+    yield from (quiet, expected)
 
 
 def _exemplar(outcome: Outcome) -> dict[str, str] | None:

@@ -90,6 +90,8 @@ class ModalityState:
     :ivar changes: when it last went up or down, oldest first
     :ivar last_received: when an instance last came from it
     :ivar breaker_open: whether it is left alone for a while
+    :ivar expected_by: when an instance is expected of it at the latest; None when nothing is, or not enough is known
+    :ivar quiet_since: since when it has sent less than expected; None while it has not
     """
 
     modality: Modality
@@ -103,6 +105,8 @@ class ModalityState:
     changes: tuple[Change, ...] = ()
     last_received: float | None = None
     breaker_open: bool = False
+    expected_by: float | None = None
+    quiet_since: float | None = None
 
     @property
     def condition(self) -> Condition:
@@ -280,6 +284,12 @@ class States(Observer):
         """Note that a modality is left alone, or asked again."""
         if modality in self._states:
             self._states[modality] = replace(self._states[modality], breaker_open=is_open)
+
+    def silence_judged(self, name: str, *, expected_by: float | None, quiet_since: float | None) -> None:
+        """Note until when an instance is expected of a modality, and since when it is quiet."""
+        state = self._states.get(name)
+        if state is not None and (state.expected_by, state.quiet_since) != (expected_by, quiet_since):
+            self._states[name] = replace(state, expected_by=expected_by, quiet_since=quiet_since)
 
     def store_ended(self, calling_ae_title: str, status: int, size: int, seconds: float) -> None:
         """Note that an instance came."""

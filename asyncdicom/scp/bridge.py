@@ -271,7 +271,7 @@ class ServedAssociation(HardenedAssociation):
                 return "idle" if not self.is_busy else "stalled"
             case Fault.TOO_SLOW:
                 return "stalled"
-            case Fault.CLOSED | Fault.RESET:
+            case Fault.CLOSED | Fault.RESET | Fault.TLS:
                 return "connection_lost"
             case Fault.TOO_LARGE:
                 return "too_large"

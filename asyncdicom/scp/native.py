@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import anyio
 
 from asyncdicom.archive import Arriving
+from asyncdicom.association.handshake import telling
 from asyncdicom.association.received import Received
 from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.association.wakeup import Wakeup
@@ -52,16 +53,17 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
     loop = asyncio.get_running_loop()
     association = ServedAssociation(door, peer)
     try:
-        if tls is None:
-            await loop.connect_accepted_socket(lambda: association, sock)
-        else:
-            left = max(0.001, deadline - time.monotonic())
-            await loop.connect_accepted_socket(
-                lambda: association, sock, ssl=tls, ssl_handshake_timeout=left, ssl_shutdown_timeout=LINGER
-            )
+        with telling(sock) as refusal:
+            if tls is None:
+                await loop.connect_accepted_socket(lambda: association, sock)
+            else:
+                left = max(0.001, deadline - time.monotonic())
+                await loop.connect_accepted_socket(
+                    lambda: association, sock, ssl=tls, ssl_handshake_timeout=left, ssl_shutdown_timeout=LINGER
+                )
     except OSError as error:
         sock.close()
-        door.refused("tls", peer, explain(error))
+        door.refused("tls", peer, explain(refusal.error or error))
         return
     except BaseException:
         sock.close()
@@ -278,6 +280,9 @@ class ServedAssociation(asyncio.Protocol):
         self._wakeup.notify()
 
     def _reject(self, answer: tuple[int, int, int]) -> None:
+        if self._ending is not None:
+            # It went on talking, and was aborted before its request was looked at.
+            return
         self._ending = ""
         if self._transport is not None:
             self._transport.write(pdu.encode_reject(*answer))

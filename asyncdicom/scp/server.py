@@ -18,8 +18,8 @@ import anyio
 
 from asyncdicom.archive import Archive
 from asyncdicom.association.contract import resolve_engine
+from asyncdicom.association.handshake import shake_hands
 from asyncdicom.association.received import Received
-from asyncdicom.association.transport import shake_hands
 from asyncdicom.background import BackgroundTasks
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.modality import Engine, check_ae_title

@@ -105,7 +105,7 @@ def _sweep_name(value: str) -> str | None:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-EventName = Literal["instance.stored", "study.complete", "modality.down", "modality.up"]
+EventName = Literal["instance.stored", "study.complete", "modality.down", "modality.up", "modality.quiet", "modality.heard"]
 _SECONDS = "a number of seconds above 0, such as 30.0"
 _TRUTH = "true or false"
 
@@ -200,7 +200,7 @@ class EventTargetTable(Table):
     kind: Literal["command", "webhook", "nats"] = Field(description='"command", "webhook" or "nats"')
     on: Annotated[tuple[EventName, ...], Field(strict=False)] = Field(
         default=("study.complete",),
-        description='an array of "instance.stored", "study.complete", "modality.down", "modality.up"',
+        description="an array of " + ", ".join(f'"{name}"' for name in get_args(EventName)),
     )
     run: Texts = Field(default=(), description='a program and its arguments, such as ["process-study", "{StudyInstanceUID}"]')
     url: str = Field(default="", description='an address, such as "https://pipeline.example/hook"')
@@ -335,8 +335,8 @@ def check(raw: Mapping[str, Any], base: Path, path: Path | None = None) -> Confi
     tables, errors = validate(ServiceTables, raw, base)
     entries, wrong = list_entries(raw, tables, base)
     errors += wrong
-    modalities, wrong = build_modalities(entries, tables.fleet if tables else FleetTable())
-    errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _names(raw)
+    modalities, wrong = build_modalities(entries, tables)
+    errors += wrong + _listeners(raw) + _targets(raw, entries) + _archive(raw) + _names(raw) + _arrivals(raw)
     token, wrong = _token(raw, base)
     errors += wrong
     event_keys, wrong = _events(raw, base)
@@ -412,6 +412,14 @@ def _archive(raw: Mapping[str, Any]) -> list[ConfigurationError]:
         remedy = "archive.directory is there too: keep one of them"
         return [ConfigurationError("archive.url", shown("archive.url", archive["url"]), remedy)]
     return []
+
+
+def _arrivals(raw: Mapping[str, Any]) -> list[ConfigurationError]:
+    tables = [*_tables(raw, "modality"), _table(raw, "modalities")]
+    if "scp" in raw or all(table.get("arrivals", "off") == "off" for table in tables):
+        return []
+    remedy = "add it: without a storage SCP nothing arrives; or leave out the arrivals of modalities"
+    return [ConfigurationError("scp", MISSING, remedy)]
 
 
 def _events(raw: Mapping[str, Any], base: Path) -> tuple[tuple[bytes | None, ...], list[ConfigurationError]]:

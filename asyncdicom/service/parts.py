@@ -193,6 +193,17 @@ def tell_condition(relay: Relay, state: ModalityState) -> None:
     relay.tell_condition(modality.name, is_up=state.condition == "up", payload=payload)
 
 
+def tell_silence(relay: Relay, state: ModalityState) -> None:
+    """Tell the targets of events that a modality sends less than expected, or is heard again."""
+    payload = {
+        "modality": state.modality.name,
+        "ae_title": state.modality.ae_title,
+        "last_received": state.last_received,
+        "expected_by": state.expected_by,
+    }
+    relay.tell_silence(state.modality.name, is_quiet=state.quiet_since is not None, payload=payload)
+
+
 def needing_restart(running: Config, wanted: Config) -> list[str]:
     """The settings that differ and that only a restart changes, as the user writes them."""
     names: list[str] = []

@@ -30,6 +30,7 @@ from asyncdicom.monitor.metrics import Metrics
 from asyncdicom.monitor.probe import DEFAULT_TIMEOUT, Probed, probe
 from asyncdicom.monitor.state import Broadcast, ModalityState, States, StorageState
 from asyncdicom.monitor.sweep import Sweeps
+from asyncdicom.monitor.vigil import Vigil
 from asyncdicom.outcome import Outcome
 from asyncdicom.scp.server import StorageSCP
 from asyncdicom.service import parts
@@ -76,6 +77,7 @@ class Service:
         self._relay = parts.make_relay(config, self._archive, bell, self._observer)
         self._commitment = parts.make_commitment(config, self._archive, self._modality_with, self._observer)
         self._scp: StorageSCP | None = parts.make_scp(config, self._archive, self._commitment, self._observer)
+        self._vigil: Vigil | None = None
         self._fleets = FleetLender()
         self._sweeps = Sweeps(self._fleets.lend, self.metrics.sweep_ended)
         self._executor: ThreadPoolExecutor | None = None
@@ -123,6 +125,9 @@ class Service:
         if self._commitment is not None:
             await enter(self._commitment)
         if self._scp is not None:
+            # Before anybody calls: reading what was learnt of thousands takes a moment.
+            index = None if self._archive is None else self._archive.index
+            self._vigil = await enter(Vigil(self.states, self._silence_changed, index=index))
             await enter(self._scp)
             address = {"ae_title": self._config.ae.title, "host": self._scp.host, "port": self._scp.port}
             logger.info("the storage SCP listens", extra=address)
@@ -172,6 +177,8 @@ class Service:
         open_now = self._scp.associations if self._scp is not None else 0
         logger.info("draining", extra={"associations": open_now, "seconds": timeout})
         self._sweeps.configure(())
+        if self._vigil is not None:
+            self._vigil.end()
         started = time.monotonic()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_hurry, signals, tasks.cancel_scope)
@@ -190,6 +197,12 @@ class Service:
         _log_change(state)
         if self._relay is not None:
             parts.tell_condition(self._relay, state)
+
+    def _silence_changed(self, state: ModalityState) -> None:
+        _log_silence(state)
+        self.changes.silence_changed(state.modality.name)
+        if self._relay is not None:
+            parts.tell_silence(self._relay, state)
 
     def _modality_with(self, ae_title: str) -> Modality | None:
         return parts.modality_with(self._config, ae_title)
@@ -349,6 +362,8 @@ class Service:
                 self._observer.breaker_changed(modality.name, False)
         self._config = config
         self.states.configure(config.modality)
+        if self._vigil is not None:
+            self._vigil.configure(config.modality)
         self.metrics.configure(parts.exposed(config))
         self._sweeps.configure(parts.sweep_plans(config))
         logger.info("reloaded", extra={"modalities": len(config.modality), "sweeps": len(config.sweep)})
@@ -429,3 +444,11 @@ def _log_change(state: ModalityState) -> None:
         logger.warning("a modality is down", extra=fields)
     else:
         logger.info("a modality is up", extra=fields)
+
+
+def _log_silence(state: ModalityState) -> None:
+    fields = {"modality": state.modality.name}
+    if state.quiet_since is not None:
+        logger.warning("a modality is quiet: nothing came from it for longer than expected", extra=fields)
+    else:
+        logger.info("a modality is quiet no more", extra=fields)

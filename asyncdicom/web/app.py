@@ -290,6 +290,8 @@ def as_json(state: ModalityState) -> dict[str, Any]:
         "latency_ms": None if latency is None else round(latency * 1000, 3),
         "last_success": None if state.last_success is None else moment(state.last_success),
         "last_received": None if state.last_received is None else moment(state.last_received),
+        "expected_by": None if state.expected_by is None else moment(state.expected_by),
+        "quiet_since": None if state.quiet_since is None else moment(state.quiet_since),
         "failures": state.failures,
         "breaker_open": state.breaker_open,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from asyncdicom import Archive
+from asyncdicom.archive import keeper
 from asyncdicom.archive.contract import Stored
 from asyncdicom.archive.folders import Folders
 from asyncdicom.association.received import Received
@@ -60,6 +61,12 @@ class _Disk:
 
 
 @pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk of this machine is now, one thread does it all."""
+    monkeypatch.setattr(keeper, "_WORTH_A_THREAD", 3600.0)
+
+
+@pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> _Disk:
     return _Disk(monkeypatch)
 
@@ -91,7 +98,9 @@ def _folder(stored: Stored) -> str:
     return stored.path.parent.name
 
 
-async def test_what_came_while_the_disk_was_busy_shares_one_sync_of_its_folder(tmp_path: Path, disk: _Disk) -> None:
+async def test_what_came_while_the_disk_was_busy_shares_one_sync_of_its_folder(
+    tmp_path: Path, disk: _Disk, one_thread: None
+) -> None:
     before, first, *others = study(10)
     async with _archive(tmp_path) as archive:
         # The folder itself is made durable by whoever needs it first.
@@ -102,7 +111,7 @@ async def test_what_came_while_the_disk_was_busy_shares_one_sync_of_its_folder(t
     assert len(await files_in(tmp_path / "archive")) == 10
 
 
-async def test_a_folder_that_cannot_be_synced_refuses_its_own_alone(tmp_path: Path, disk: _Disk) -> None:
+async def test_a_folder_that_cannot_be_synced_refuses_its_own_alone(tmp_path: Path, disk: _Disk, one_thread: None) -> None:
     first, *healthy = study(5, seed="healthy")
     ill = study(4, seed="ill")
     async with _archive(tmp_path) as archive:
@@ -126,3 +135,37 @@ async def test_the_more_threads_wait_for_a_disk_the_slower_it_is(tmp_path: Path,
     assert {each.status for each in stored} == {0}
     # All eight of them, but on a machine that has other work.
     assert disk.at_once > 4
+
+
+@pytest.mark.parametrize("rows", [8, 8192], ids=["small", "large"])
+async def test_a_system_that_gives_no_more_threads_costs_no_instance(
+    tmp_path: Path, disk: _Disk, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    busy, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        busy.set()
+        assert go.wait(10)
+
+    # Another thread is always worth its while.
+    monkeypatch.setattr(keeper, "_WORTH_A_THREAD", 1e-9)
+    before, first, *others = study(7, rows=rows)
+    async with _archive(tmp_path) as archive:
+        await archive.store(before)
+        disk.before = hold
+        stores = [asyncio.create_task(archive.store(first))]
+        while not busy.is_set():
+            await asyncio.sleep(0.001)
+        disk.before = lambda: None
+        with monkeypatch.context() as patched:
+            # So says a system at its limit of tasks; no thread of the archive is idle.
+            patched.setattr(threading.Thread, "start", refuse)
+            stores += [asyncio.create_task(archive.store(other)) for other in others]
+            await asyncio.sleep(0)
+            go.set()
+            stored = await asyncio.wait_for(asyncio.gather(*stores), 5)
+    assert {each.status for each in stored} == {0}
+    assert len(await files_in(tmp_path / "archive")) == 7

@@ -34,7 +34,7 @@ async def test_a_demo_ends_by_itself_with_a_verdict_and_leaves_nothing_behind(
     assert re.search(r"fleet page +http://127\.0\.0\.1:\d+/\n", result.out)
     assert re.search(r"metrics +http://127\.0\.0\.1:\d+/metrics\n", result.out)
     assert result.lines[-1] == "all is as it should be"
-    assert f"{len(ROLES)} modalities: 9 up, 12 down, each as it should be" in result.out
+    assert f"{len(ROLES)} modalities: 10 up, 12 down, each as it should be" in result.out
     stored = re.search(r"(\d+) instances sent, (\d+) different ones acknowledged, (\d+) verified by SHA-256", result.out)
     assert stored is not None
     assert int(stored[1]) == int(stored[2]) == int(stored[3]) > 0
@@ -127,6 +127,29 @@ def test_a_modality_that_is_not_as_it_should_be_is_a_surprise(tmp_path: Path, co
     text, fine = report(found, kept(tmp_path), [], [])
     assert not fine
     assert "NO, expected tls_failed" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "is_quiet", "silence", "fine"),
+    [
+        ("cr2", True, True, True),
+        ("cr2", False, True, False),
+        ("cr2", False, False, True),
+        ("cr2", True, False, True),
+        ("ct1", True, False, False),
+        ("ct1", True, True, False),
+    ],
+)
+def test_who_falls_silent_is_to_be_found_quiet_once_there_was_time_and_nobody_else(
+    tmp_path: Path, name: str, is_quiet: bool, silence: bool, fine: bool
+) -> None:
+    found = right()
+    index = next(index for index, finding in enumerate(found) if finding.role.name == name)
+    found[index] = Finding(found[index].role, "up", Reason.OK, is_quiet, silence)
+    text, verdict = report(found, kept(tmp_path), [], [])
+    assert verdict is fine
+    assert ("up, quiet" in text) is is_quiet
+    assert ("NO, expected ok" in text) is not fine
 
 
 def test_a_demo_in_which_nothing_was_stored_or_something_refused_is_no_success(tmp_path: Path) -> None:

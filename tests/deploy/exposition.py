@@ -7,14 +7,17 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncdicom.modality import Modality
+from asyncdicom.modality import Arrivals, Modality
 from asyncdicom.monitor.metrics import Exposed, Metrics
 from asyncdicom.monitor.state import Broadcast, States
 from asyncdicom.outcome import Outcome, Reason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-_MODALITIES = (Modality("ct1", ae_title="CT1", host="127.0.0.1"), Modality("mr1", ae_title="MR1", host="127.0.0.2"))
+_MODALITIES = (
+    Modality("ct1", ae_title="CT1", host="127.0.0.1", arrivals=Arrivals()),
+    Modality("mr1", ae_title="MR1", host="127.0.0.2"),
+)
 _KEYWORDS = frozenset({"and", "or", "unless", "bool", "offset", "inf", "nan", "start", "end"})
 
 
@@ -55,6 +58,7 @@ def exercise(metrics: Metrics, states: States) -> None:
         Outcome("mr1", "echo", Reason.CONNECT_TIMEOUT, duration=3.0),
     ):
         observer.operation_ended(outcome)
+    states.silence_judged("ct1", expected_by=1.0, quiet_since=2.0)
     metrics.sweep_ended("echo", 3.0)
     observer.scp_association_opened("CT1", "127.0.0.1")
     observer.store_ended("CT1", 0x0000, 525_000, 0.004)

@@ -27,8 +27,8 @@ _UNITS = {"short", "s", "ops", "bytes", "Bps", "percentunit"}
 # Series that Prometheus makes of each scrape by itself.
 _OF_PROMETHEUS = {"scrape_duration_seconds", "scrape_samples_scraped"}
 _ALL = (".*",)
-# Of the demo: one that is up and sends, and one that is down.
-_CHOSEN = ("ct1", "pt1")
+# Of the demo: one that is up and sends, one that is down, and one that falls silent.
+_CHOSEN = ("ct1", "pt1", "cr2")
 # Panels that have nothing to show while all is well, and why the demo does not change that.
 _EMPTY_WHEN_WELL = {
     "Restarts": "the demo is not restarted",

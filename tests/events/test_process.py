@@ -70,3 +70,23 @@ async def test_every_acknowledged_instance_is_told_although_the_service_is_kille
         await eventually(lambda: len({event["data"]["SOPInstanceUID"] for event in lines_of(kept)}) == 20)
     events = await anyio.to_thread.run_sync(lines_of, kept)
     assert len({event["id"] for event in events}) == 20
+
+
+async def test_a_modality_that_is_quiet_is_told_once_although_the_service_is_killed_again_and_again(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    wanted = command("sh", "-c", TAKE, str(kept)).replace('"instance.stored"', '"modality.quiet", "modality.heard"')
+    entry = '[[modality]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\narrivals = { within = 0.3 }\n'
+    text = HEAD.format(drain=1) + wanted + entry
+    for _ in range(3):
+        async with running(tmp_path / "a.toml", text) as service:
+            await service.logged("a modality is quiet: nothing came from it for longer than expected")
+            service.tell(signal.SIGKILL)
+            await service.ended()
+    async with running(tmp_path / "a.toml", text) as service:
+        address = await service.logged("the storage SCP listens")
+        await eventually(lambda: len(lines_of(kept)) >= 1)
+        await send_instances("127.0.0.1", address["port"], await instances(1), calling_ae_title="CT1")
+        await service.logged("a modality is quiet no more")
+        await eventually(lambda: len({event["id"] for event in lines_of(kept)}) == 3)
+    events = {event["id"]: event["kind"] for event in await anyio.to_thread.run_sync(lines_of, kept)}
+    assert list(events.values()) == ["modality.quiet", "modality.heard", "modality.quiet"]

@@ -59,7 +59,7 @@ async def metrics_of(service: Service) -> dict[str, float]:
     assert service.web is not None
     async with httpx.AsyncClient(trust_env=False) as client:
         text = (await client.get(f"http://{service.web[0]}:{service.web[1]}/metrics")).text
-    found = re.findall(r"^asyncdicom_((?:outbox|event|studies)\S*) (\S+)$", text, re.MULTILINE)
+    found = re.findall(r"^asyncdicom_((?:outbox|event|studies|modality_quiet|modality_expected)\S*) (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 
@@ -139,6 +139,67 @@ async def test_a_modality_that_goes_down_and_comes_up_is_told(no_leaks: Baseline
         "since": down["data"]["since"],
     }
     assert up["data"]["reason"] == "ok"
+
+
+async def test_a_modality_that_falls_silent_and_is_heard_again_is_told_once_for_each(
+    no_leaks: Baseline, tmp_path: Path
+) -> None:
+    kept, hooked = tmp_path / "kept", tmp_path / "hooked"
+    webhook = '[[events.target]]\nkind = "webhook"\non = ["modality.quiet"]\nurl = "{url}"\n'
+    entry = '[[modality]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\narrivals = { within = 0.4 }\n'
+    text = HEAD + command(kept, "modality.quiet", "modality.heard") + entry
+    study = await anyio.to_thread.run_sync(lambda: [data for _, data in synthetic_study(1, 16, 16)])
+
+    def kinds() -> list[str]:
+        return [event["kind"] for event in lines_of(kept)]
+
+    async with receiver(hooked) as hook, await made(tmp_path / "a.toml", text + webhook.format(url=hook.url)) as service:
+        assert service.scp is not None
+        await eventually(lambda: kinds() == ["modality.quiet"] and len(posted(hooked)) == 1)
+        state = service.states.get("ct1")
+        assert state is not None
+        assert state.quiet_since == state.expected_by is not None
+        counted = await metrics_of(service)
+        assert counted['modality_quiet{modality="ct1"}'] == 1
+        assert counted['modality_expected_by_timestamp_seconds{modality="ct1"}'] == state.expected_by
+    # It is as quiet as before: a restart is no news.
+    async with await made(tmp_path / "a.toml", text) as service:
+        assert service.scp is not None
+        state = service.states.get("ct1")
+        assert state is not None
+        assert state.quiet_since is not None
+        await anyio.sleep(0.6)
+        assert await anyio.to_thread.run_sync(kinds) == ["modality.quiet"]
+        await send_instances("127.0.0.1", service.scp.port, study, calling_ae_title="CT1")
+        await eventually(lambda: kinds() == ["modality.quiet", "modality.heard", "modality.quiet"])
+    quiet, heard, again = await anyio.to_thread.run_sync(lines_of, kept)
+    assert quiet["data"]["last_received"] is None
+    assert await anyio.to_thread.run_sync(posted, hooked) == [quiet]
+    assert heard["data"] == {
+        "modality": "ct1",
+        "ae_title": "CT1",
+        "last_received": heard["data"]["last_received"],
+        "expected_by": heard["data"]["expected_by"],
+    }
+    assert again["data"]["last_received"] == heard["data"]["last_received"] < heard["data"]["expected_by"]
+
+
+async def test_a_reload_changes_what_is_expected_at_once(no_leaks: Baseline, tmp_path: Path) -> None:
+    kept, path = tmp_path / "kept", tmp_path / "a.toml"
+    entry = '[[modality]]\nname = "ct1"\nae_title = "CT1"\nhost = "127.0.0.1"\n'
+    text = HEAD + command(kept, "modality.quiet", "modality.heard") + entry
+    async with await made(path, text) as service:
+        assert "modality_quiet" not in str(await metrics_of(service))
+        for arrivals, kinds in (
+            ("{ within = 0.2 }", ["modality.quiet"]),
+            ("{ within = 3600.0 }", ["modality.quiet", "modality.heard"]),
+            ("{ within = 0.2 }", ["modality.quiet", "modality.heard", "modality.quiet"]),
+            ('"off"', ["modality.quiet", "modality.heard", "modality.quiet", "modality.heard"]),
+        ):
+            await anyio.Path(path).write_text(f"{text}arrivals = {arrivals}\n")
+            assert await service.reload() == []
+            await eventually(lambda kinds=kinds: [event["kind"] for event in lines_of(kept)] == kinds)
+        assert "modality_quiet" not in str(await metrics_of(service))
 
 
 async def test_the_first_target_of_an_old_archive_is_not_told_of_all_of_it(tmp_path: Path) -> None:

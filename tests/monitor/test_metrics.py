@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncdicom.modality import Modality
+from asyncdicom.modality import Arrivals, Modality
 from asyncdicom.monitor.metrics import FAILURE_REASONS, Exposed, Metrics
 from asyncdicom.monitor.state import Broadcast, States
 from asyncdicom.outcome import Outcome, Reason
@@ -25,7 +25,7 @@ from tests.deploy.exposition import exercise, full_metrics, full_states
 
 # As a scraper asks that prefers OpenMetrics.
 _OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
-CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1")
+CT1 = Modality("ct1", ae_title="CT1", host="127.0.0.1", arrivals=Arrivals(3600.0))
 MR1 = Modality("mr1", ae_title="MR1", host="127.0.0.2")
 
 NAMES = (
@@ -37,6 +37,8 @@ NAMES = (
     "modality_last_success_timestamp_seconds",
     "modality_last_duration_seconds",
     "modality_last_received_timestamp_seconds",
+    "modality_quiet",
+    "modality_expected_by_timestamp_seconds",
     "sweep_last_run_timestamp_seconds",
     "sweep_duration_seconds",
     "sweep_interval_seconds",
@@ -228,6 +230,19 @@ def test_a_store_is_counted_under_a_configured_calling_ae_title(observed: Observ
     assert observed.value("store_received_bytes_total", calling_ae="CT1") == 3_000
     assert observed.value("store_failures_total", calling_ae="CT1", status="0xA700") == 1
     assert observed.value("modality_last_received_timestamp_seconds", modality="ct1") > 1e9
+
+
+def test_silence_is_told_of_those_of_whom_something_is_expected(tmp_path: Path) -> None:
+    observed = Observed(everything(tmp_path, CT1, MR1))
+    assert observed.value("modality_quiet", modality="ct1") == 0
+    assert observed.value("modality_expected_by_timestamp_seconds", modality="ct1") == 0
+    observed.states.silence_judged("ct1", expected_by=1e9, quiet_since=1e9)
+    assert observed.value("modality_quiet", modality="ct1") == 1
+    assert observed.value("modality_expected_by_timestamp_seconds", modality="ct1") == 1e9
+    assert not re.search(r'(quiet|expected_by_timestamp_seconds)\{modality="mr1"', observed.text())
+    observed.configure(everything(tmp_path, MR1))
+    observed.states.silence_judged("ct1", expected_by=1e9, quiet_since=1e9)
+    assert "ct1" not in observed.text()
 
 
 def test_up_is_not_a_number_before_the_first_outcome_and_absent_where_nobody_asks(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ class Seen(Observer):
     def ingest_in_flight(self, size: int, budget: int) -> None:
         self.in_flight = size
 
+    async def turned_away(self, reason: str) -> None:
+        """Return once somebody was: the server may learn of it after the client."""
+        with anyio.fail_after(5):
+            while not self.rejected[reason]:
+                await anyio.sleep(0.01)
+
     async def settled(self, seconds: float = 5.0) -> None:
         """Wait until nothing is open and nothing is in flight."""
         with anyio.fail_after(seconds):

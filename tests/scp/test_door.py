@@ -312,6 +312,7 @@ async def test_tls_below_1_2_is_refused(no_leaks: object, engine: Engine, tls: C
     async with StorageSCP(accept, port=0, tls=ServerTLS(tls.certificate, tls.key), engine=engine, observer=seen) as scp:
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             await Wire.connect("127.0.0.1", scp.port, ssl=old)
+        await seen.turned_away("tls")
     assert (seen.rejected, seen.accepted) == ({"tls": 1}, 0)
 
 

@@ -264,6 +264,25 @@ async def test_a_peer_that_is_gone_when_it_is_refused_ends_nothing_but_itself(
         assert await send_instances("127.0.0.1", scp.port, [HELD.file]) == [0x0000]
 
 
+@pytest.mark.parametrize("reason", ["protocol_version", "called_ae_title"])
+async def test_a_peer_that_is_to_be_rejected_and_goes_on_talking_is_aborted_without_an_error_of_ours(
+    no_leaks: object, engine: Engine, seen: Seen, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    contexts = negotiation.propose(CONTEXTS)[0]
+    request = bytearray(negotiation.encode_request(AssociateRequest("WHO-IS-THIS", "TALKATIVE", contexts)))
+    if reason == "protocol_version":
+        request[6:8] = b"\0\2"
+    async with StorageSCP(accept, port=0, engine=engine, require_called_ae_title=True, observer=seen) as scp:
+        for _ in range(20):
+            async with await Wire.connect("127.0.0.1", scp.port) as wire:
+                # Both are there before the first is looked at.
+                await wire.send(bytes(request) + b"\x99" * 10)
+                await wire.closed(2.0)
+        await seen.settled()
+        assert await send_instances("127.0.0.1", scp.port, [HELD.file], called_ae_title="ASYNCDICOM") == [0x0000]
+    assert not [record for record in caplog.records if record.levelname == "ERROR" and "asyncdicom" in record.name]
+
+
 # -- slowness ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -77,13 +80,6 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     logging.getLogger("asyncdicom.scp").removeHandler(handler)
 
 
-async def turned_away(seen: Seen) -> None:
-    """Return once somebody was: the server may learn of it after the client."""
-    with anyio.fail_after(5):
-        while not seen.rejected["tls"]:
-            await anyio.sleep(0.01)
-
-
 # -- which TLS --------------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +101,7 @@ async def test_tls_below_1_2_is_refused(
         async with asyncio.timeout(3):
             answered = await reader.read()
         writer.close()
-        await turned_away(seen)
+        await seen.turned_away("tls")
     # Nothing, or an alert; no ServerHello.
     assert answered[:1] in (b"", b"\x15")
     assert seen.rejected == {"tls": 1}
@@ -132,7 +128,7 @@ async def test_other_cipher_suites_are_refused(
     async with StorageSCP(accept, port=0, engine=engine, tls=server_tls(certificates), observer=seen) as scp:
         with pytest.raises((OSError, OperationError)):
             await echo(scp.port, context)
-        await turned_away(seen)
+        await seen.turned_away("tls")
     assert "BCP 195" in warnings_of[0]
 
 
@@ -164,7 +160,7 @@ async def test_who_does_not_speak_tls_is_told_so_in_the_log(
         async with await Wire.connect("127.0.0.1", scp.port) as wire:
             with pytest.raises(OperationError):
                 await wire.associate()
-        await turned_away(seen)
+        await seen.turned_away("tls")
     assert len(warnings_of) == 1
     assert "does not speak TLS" in warnings_of[0]
 
@@ -187,11 +183,82 @@ async def test_without_a_certificate_that_holds_nobody_gets_to_say_a_pdu(
     async with StorageSCP(accept, port=0, engine=engine, tls=tls, observer=seen) as scp:
         with pytest.raises((OSError, OperationError)):
             await echo(scp.port, context)
-        await turned_away(seen)
+        await seen.turned_away("tls")
         await echo(scp.port, client(certificates, certificates.client))
     assert seen.accepted == 1
     assert seen.rejected == {"tls": 1}
     assert said in warnings_of[0]
+
+
+def read_why(port: int, context: ssl.SSLContext, first: bytes) -> str:
+    """Connect, begin to speak, and return what TLS says when it ends."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        with pytest.raises(ssl.SSLError) as caught, context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            # In TLS 1.3 the client is through with the handshake before its certificate is looked at.
+            sock.sendall(first)
+            while sock.recv(1024):
+                pass
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("which", [None, "expired", "foreign"])
+async def test_who_is_refused_gets_to_read_why(
+    no_leaks: object, engine: Engine, seen: Seen, certificates: Certificates, version: ssl.TLSVersion, which: str | None
+) -> None:
+    context = client(certificates, getattr(certificates, which) if which else None)
+    context.minimum_version = context.maximum_version = version
+    tls = server_tls(certificates, client_ca=certificates.ca)
+    async with StorageSCP(accept, port=0, engine=engine, tls=tls, observer=seen) as scp:
+        for _ in range(5):
+            started = time.monotonic()
+            assert "ALERT" in await anyio.to_thread.run_sync(read_why, scp.port, context, bytes(100_000))
+            assert time.monotonic() - started < 2
+        await seen.turned_away("tls")
+    assert seen.accepted == 0
+
+
+async def test_who_goes_on_talking_after_a_refusal_is_cut_off(
+    no_leaks: object, engine: Engine, seen: Seen, certificates: Certificates
+) -> None:
+    async with StorageSCP(accept, port=0, engine=engine, tls=server_tls(certificates), observer=seen) as scp:
+        _, writer = await asyncio.open_connection("127.0.0.1", scp.port)
+        with pytest.raises(OSError), anyio.fail_after(5):
+            while True:
+                writer.write(b"no TLS at all\n" * 1_000)
+                await writer.drain()
+                await anyio.lowlevel.checkpoint()
+        writer.close()
+        await seen.turned_away("tls")
+
+
+@pytest.mark.parametrize("asking", ["native", "pynetdicom"])
+async def test_our_own_side_says_tls_failed_when_its_certificate_is_refused(
+    no_leaks: object, engine: Engine, seen: Seen, certificates: Certificates, asking: Engine
+) -> None:
+    tls = server_tls(certificates, client_ca=certificates.ca)
+    async with StorageSCP(accept, port=0, engine=engine, tls=tls, observer=seen) as scp:
+        for trusted in (
+            TLS(ca=certificates.ca),
+            TLS(certificates.ca, certificates.foreign.certificate, certificates.foreign.key),
+        ):
+            modality = Modality("peer", "ANY-SCP", "127.0.0.1", scp.port, tls=trusted)
+            with pytest.raises(TLSFailed, match="does not go on"):
+                async with associate(modality, engine=asking):
+                    pass
+
+
+@pytest.mark.parametrize("asking", ["native", "pynetdicom"])
+async def test_the_log_says_that_our_own_certificate_is_not_trusted(
+    no_leaks: object, engine: Engine, seen: Seen, certificates: Certificates, warnings_of: list[str], asking: Engine
+) -> None:
+    async with StorageSCP(accept, port=0, engine=engine, tls=server_tls(certificates), observer=seen) as scp:
+        modality = Modality("peer", "ANY-SCP", "127.0.0.1", scp.port, tls=TLS(certificates.foreign.ca))
+        with pytest.raises(TLSFailed):
+            async with associate(modality, engine=asking):
+                pass
+        await seen.turned_away("tls")
+    assert "does it trust the authority of our certificate" in warnings_of[0]
 
 
 @pytest.mark.parametrize("name", ["CT1", "ct1", "localhost", "LOCALHOST"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from asyncdicom.errors import ConfigurationError
 from asyncdicom.fleet.inventory import load_inventory
-from asyncdicom.modality import TLS, Modality, Timeouts, UserIdentity
+from asyncdicom.modality import TLS, Arrivals, Modality, Timeouts, UserIdentity, WeekHours
 from asyncdicom.service.config import Config, ConfigurationErrors, check, load
 
 BAD = Path(__file__).with_name("bad")
@@ -255,3 +256,26 @@ quirks = { one_operation_per_association = true }
 [modalities]
 files = ["inventory/*.csv"]
 """
+
+
+def test_arrivals_are_those_of_the_modality_or_else_those_of_all_and_holidays_hold_for_everybody(tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_text("name,ae_title,host\nct4,CT4,127.0.0.1\n")
+    table = {"ae_title": "CT", "host": "127.0.0.1"}
+    raw = {
+        "scp": {},
+        "modalities": {"files": ["*.csv"], "arrivals": "learn", "holidays": [date(2026, 12, 25)]},
+        "modality": [
+            {**table, "name": "ct1", "arrivals": {"within": 3600, "hours": "Mon-Fri 07:00-18:00"}},
+            {**table, "name": "ct2", "arrivals": "off"},
+            {**table, "name": "ct3", "arrivals": {"within": 60.0, "hours": ["Mon 07:00-18:00", "Sat"]}},
+        ],
+    }
+    holidays = frozenset({date(2026, 12, 25)})
+    found = {modality.name: modality.arrivals for modality in check(raw, tmp_path).modality}
+    assert found == {
+        "ct1": Arrivals(3600.0, (WeekHours.parse("Mon-Fri 07:00-18:00"),), holidays),
+        "ct2": None,
+        "ct3": Arrivals(60.0, (WeekHours.parse("Mon 07:00-18:00"), WeekHours.parse("Sat")), holidays),
+        "ct4": Arrivals(None, (), holidays),
+    }
+    assert check({"scp": {}, "modality": [{**table, "name": "ct1"}]}, tmp_path).modality[0].arrivals is None

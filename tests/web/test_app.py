@@ -102,7 +102,15 @@ async def test_the_api_lists_modalities_and_tells_of_one(service: KnownService, 
     assert (down["name"], down["state"], down["reason"], down["failures"]) == ("ct1", "down", "connect_timeout", 1)
     assert (up["state"], up["latency_ms"], up["remedy"]) == ("up", 12.0, "")
     assert one["latest"]["echo"]["duration_ms"] == 3000.0
+    assert (one["expected_by"], one["quiet_since"]) == (None, None)
     assert [outcome["reason"] for outcome in one["outcomes"]] == ["connect_timeout"]
+
+
+async def test_the_api_tells_since_when_a_modality_is_quiet(service: KnownService, serve: Serve) -> None:
+    service.states.silence_judged("ct1", expected_by=1_700_000_000.0, quiet_since=1_700_000_000.0)
+    async with serve(service) as client:
+        one = (await client.get("/api/modalities/ct1")).json()
+    assert one["expected_by"] == one["quiet_since"] == "2023-11-14T22:13:20Z"
 
 
 async def test_an_echo_can_be_asked_for(service: KnownService, serve: Serve) -> None:

@@ -12,7 +12,10 @@ from asyncdicom.outcome import Reason
 from asyncdicom.testing import Behaviour, Certificates, Fault, SimulatedModality
 
 # Who sends to us: they are modalities of the fleet too, so that the page shows when the last image came.
-SENDERS = ("CT1", "CT2", "MR1")
+SENDERS = ("CT1", "CT2", "MR1", "CR2")
+# Seconds in which one that falls silent is expected to send, and its studies before it sends nothing any more.
+EXPECTED_WITHIN = 5.0
+LAST_STUDIES = 2
 
 # On the engine pynetdicom the one may stand for the other.
 _NOT_DICOM = frozenset((Reason.PROTOCOL_ERROR, Reason.ABORTED))
@@ -25,6 +28,7 @@ class Role:
     :ivar words: what it does, for the verdict
     :ivar expected: reasons that the service may give for its condition; the first is the usual one
     :ivar distrusted: its certificate is signed by an authority that the service does not trust
+    :ivar falls_silent: it sends, and then no more, which the service is to notice
     """
 
     name: str
@@ -33,6 +37,7 @@ class Role:
     expected: tuple[Reason, ...] = (Reason.OK,)
     group: str = "scanners"
     distrusted: bool = False
+    falls_silent: bool = False
 
     @property
     def speaks_tls(self) -> bool:
@@ -40,7 +45,7 @@ class Role:
         return Behaviour.of(self.behaviour).fault is Fault.TLS
 
 
-ROLES = (
+ROLES: tuple[Role, ...] = (
     Role("ct1", "healthy", "answers, and sends studies"),
     Role("ct2", "healthy", "answers, and sends studies"),
     Role("mr1", "healthy", "answers, and sends studies"),
@@ -48,6 +53,7 @@ ROLES = (
     Role("vna", "slow:0.3", "answers late, queries too", group="archives"),
     Role("us1", "slow:0.8", "answers late"),
     Role("cr1", "no_release", "never answers a release"),
+    Role("cr2", "healthy", "answers, and stops sending", falls_silent=True),
     Role("dx1", "unknown_user_item", "says more than anybody knows"),
     Role("mg1", "tls", "speaks TLS", group="tls"),
     Role("mg2", "tls", "speaks TLS, signed by a stranger", (Reason.TLS_FAILED,), "tls", distrusted=True),
@@ -95,7 +101,14 @@ def table(role: Role, modality: SimulatedModality, certificates: Certificates) -
         "port": modality.port,
         "groups": [role.group],
     }
+    if role.falls_silent:
+        fields["arrivals"] = {"within": EXPECTED_WITHIN}
     if role.speaks_tls:
         ca = certificates.foreign_ca if role.distrusted else certificates.ca
         fields["tls"] = {"ca": str(ca), "server_name": "localhost"}
     return fields
+
+
+def studies_of(title: str) -> int | None:
+    """How many studies a sender has; None for one that never stops."""
+    return next((LAST_STUDIES for role in ROLES if role.falls_silent and role.name.upper() == title), None)

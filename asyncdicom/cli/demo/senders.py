@@ -47,13 +47,16 @@ class Ledger:
             self.refused.append(outcome)
 
 
-async def send(fleet: Fleet, to: Modality, ledger: Ledger, stop: anyio.Event, executor: Executor) -> None:
+async def send(
+    fleet: Fleet, to: Modality, ledger: Ledger, stop: anyio.Event, executor: Executor, most: int | None = None
+) -> None:
     """Send study after study until told to stop; a study that was begun is finished.
 
     :param to: our storage SCP, and how this sender introduces itself to it
+    :param most: studies, after which it falls silent; None for no end
     """
     number = 0
-    while not stop.is_set():
+    while not stop.is_set() and number != most:
         # Making pixels takes a while, which the other parts of this process would have to wait for.
         study = await in_thread(executor, _make_study, to.name, number % _DIFFERENT)
         digests = {instance.sop_instance_uid: digest for instance, digest in study}

@@ -25,6 +25,7 @@ from asyncdicom.cli.ending import FAILED, INTERRUPTED, OK, refuse, say
 from asyncdicom.cli.running import run
 from asyncdicom.fleet.fleet import Fleet
 from asyncdicom.modality import Modality
+from asyncdicom.monitor.state import ModalityState
 from asyncdicom.service.config import Config, check
 from asyncdicom.service.logs import logging_to
 from asyncdicom.service.run import Service
@@ -34,6 +35,8 @@ _TITLE = "ASYNCDICOM"
 # Seconds at the end for what was begun: a study, the first round of the sweeps, a page.
 _FINISH = 10.0
 _REDRAW = 0.5
+# A demo of so many seconds shows also who falls silent; a shorter one may end before.
+_SHOWS_SILENCE = 15.0
 _THREADS = 4
 # Seconds after which a study that received nothing more is complete.
 _STUDY_ENDS = 2.0
@@ -66,7 +69,7 @@ async def _play(folder: Path, seconds: float | None) -> int:
                 _introduce(service, len(modalities), seconds)
                 interrupted = await _run(service, ledger, seconds, signals, executor)
                 unreachable = await in_thread(executor, _look_at_pages, service.web)
-            found = verdict.findings(cast.ROLES, service.states)
+            found = verdict.findings(cast.ROLES, service.states, silence=_shows_silence(seconds))
         wrong = await in_thread(executor, verify, ledger, folder / "archive")
     if interrupted and seconds is None:
         # It was told to go on until then: whatever had not been asked yet is no failure.
@@ -130,7 +133,7 @@ async def _run(
     async with Fleet(concurrency=len(cast.SENDERS)) as fleet, anyio.create_task_group() as tasks:
         for title in cast.SENDERS:
             to = Modality(f"from {title}", _TITLE, service.scp.host, service.scp.port, calling_ae_title=title)
-            tasks.start_soon(send, fleet, to, ledger, stop, executor, name=f"sender {title}")
+            tasks.start_soon(send, fleet, to, ledger, stop, executor, cast.studies_of(title), name=f"sender {title}")
         async with _display(service, ledger):
             with anyio.move_on_after(seconds):
                 async for _ in signals:
@@ -138,16 +141,27 @@ async def _run(
                     break
             stop.set()
             if not interrupted:
-                await _all_asked(service)
+                await _all_seen(service, silence=_shows_silence(seconds))
         # A second signal, or a study that does not end, is not waited for.
         tasks.cancel_scope.deadline = anyio.current_time() + _FINISH
     return interrupted
 
 
-async def _all_asked(service: Service) -> None:
-    """Wait until every modality was asked once, which a short demo may have to."""
+def _shows_silence(seconds: float | None) -> bool:
+    return seconds is not None and seconds >= _SHOWS_SILENCE
+
+
+async def _all_seen(service: Service, *, silence: bool) -> None:
+    """Wait until every modality was asked once, which a short demo may have to.
+
+    :param silence: also until who falls silent was found quiet
+    """
+
+    def is_open(state: ModalityState) -> bool:
+        return state.condition == "unknown" or (silence and state.modality.arrivals is not None and state.quiet_since is None)
+
     with anyio.move_on_after(_FINISH):
-        while any(state.condition == "unknown" for state in service.states.all()):  # noqa: ASYNC110 - nobody tells of it
+        while any(is_open(state) for state in service.states.all()):  # noqa: ASYNC110 - nobody tells of it
             await anyio.sleep(_REDRAW)
 
 

@@ -14,38 +14,59 @@ from asyncdicom.outcome import Reason
 
 @dataclass(frozen=True)
 class Finding:
-    """What the service says of one modality, and what it was to say."""
+    """What the service says of one modality, and what it was to say.
+
+    :ivar is_quiet: it sends less than expected
+    :ivar silence: there was time enough to find that out
+    """
 
     role: Role
     condition: str
     reason: Reason | None
+    is_quiet: bool = False
+    silence: bool = False
 
     @property
     def right(self) -> bool:
         """Whether it is what was expected."""
         expected = "up" if self.role.expected == (Reason.OK,) else "down"
-        return self.condition == expected and self.reason in self.role.expected
+        heard = self.is_quiet == self.role.falls_silent or not (self.silence or self.is_quiet)
+        return self.condition == expected and self.reason in self.role.expected and heard
+
+    @property
+    def wanted(self) -> str:
+        """What was expected, in words."""
+        quiet = ", quiet" if self.role.falls_silent and self.silence else ""
+        return f"{self.role.expected[0]}{quiet}"
 
 
-def findings(roles: Sequence[Role], states: States) -> list[Finding]:
-    """What the service says of each."""
+def findings(roles: Sequence[Role], states: States, *, silence: bool = False) -> list[Finding]:
+    """What the service says of each.
+
+    :param silence: whether there was time enough to find out who falls silent
+    """
     known: Mapping[str, ModalityState] = {state.modality.name: state for state in states.all()}
     found = []
     for role in roles:
         state = known[role.name]
         telling = state.telling
-        found.append(Finding(role, state.condition, telling.reason if telling is not None else None))
+        reason = telling.reason if telling is not None else None
+        found.append(Finding(role, state.condition, reason, state.quiet_since is not None, silence))
     return found
 
 
 _COLUMNS: tuple[Column[Finding], ...] = (
     Column("modality", lambda found: found.role.name, fit="whole"),
     Column("it", lambda found: found.role.words),
-    Column("service says", lambda found: found.condition, lambda found: "green" if found.condition == "up" else "red"),
+    Column(
+        "service says",
+        lambda found: found.condition + ", quiet" * found.is_quiet,
+        lambda found: "green" if found.condition == "up" else "red",
+    ),
     Column("because", lambda found: str(found.reason or "it was not asked")),
     Column(
         "as it should be",
-        lambda found: "yes" if found.right else f"NO, expected {found.role.expected[0]}",
+        lambda found: "yes" if found.right else f"NO, expected {found.wanted}",
         lambda found: "" if found.right else "bold red",
     ),
 )
