@@ -15,17 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
-from asyncdicom.monitor.families import CounterMetricFamily, Family, GaugeMetricFamily, Shown
-from asyncdicom.monitor.senders import OTHER, Senders
+from asyncdicom.monitor.exposition import Counters, Family, encode
 from asyncdicom.monitor.state import ModalityState, States
 from asyncdicom.observe import Observer
 from asyncdicom.outcome import OPERATIONS, Operation, Outcome, Reason
 
+OTHER = "other"
 REJECTION_REASONS = (
     "calling_ae_title",
     "called_ae_title",
@@ -42,11 +44,12 @@ WRITE_STEPS = ("write", "sync", "name", "sync_folder", "index")
 COMMITMENT_RESULTS = ("committed", "failed")
 DOUBTS = ("sop_instance_uid", "sop_class_uid", "no_study", "foreign_group", "odd_length")
 DUPLICATE_OUTCOMES = ("identical", "kept", "replaced", "added", "rejected")
+# Out of resources, cannot understand, and the answer to an exception in a handler: there from the start, so that the
+# first failure of a sender is seen as an increase. Other statuses appear with their first occurrence.
+EXPECTED_STATUSES = (0xA700, 0xA900, 0xC000, 0xC211)
 FAILURE_REASONS = tuple(reason for reason in Reason if reason is not Reason.OK)
 # Above this, series for failures that never happened would be most of what is scraped.
 _FAILURES_IN_ADVANCE = 256
-# Of a body in OpenMetrics.
-_END = b"# EOF\n"
 # Characters of a name in an exemplar, whose labels may have 128 with their names.
 _LONGEST_EXEMPLAR = 128 - len("modality")
 
@@ -101,7 +104,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self._states = states
         self._counts: dict[str, _Counts] = {}
-        self._senders = Senders()
+        self._calling: frozenset[str] = frozenset()
         self._exposed = exposed
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -116,7 +119,7 @@ class Metrics(Observer):
         self._define_requests()
         self._define_storage(self.registry if exposed.storage else None)
         self._define_events(self.registry if exposed.event_targets else None)
-        self._large = (_PerModality(self), *((self._senders,) if exposed.storage else ()))
+        self.registry.register(_PerModality(self))
         if exposed.archive is not None:
             free = self._gauge("archive_free_bytes", "Bytes free on the file system of the archive.", self.registry)
             free.set_function(_free_bytes_of(exposed.archive))
@@ -157,6 +160,13 @@ class Metrics(Observer):
         )
         self._aborted = self._counter(
             "scp_associations_aborted", "Accepted associations that did not end with a release.", registry, "reason"
+        )
+        self._stores = self._counter("store_requests", "C-STORE requests that were answered.", registry, "calling_ae")
+        self._store_failures = self._counter(
+            "store_failures", "C-STORE requests answered with a status of failure.", registry, "calling_ae", "status"
+        )
+        self._store_bytes = self._counter(
+            "store_received_bytes", "Bytes of the datasets that came by C-STORE.", registry, "calling_ae"
         )
         self._store_duration = Histogram(
             "asyncdicom_store_duration_seconds",
@@ -232,7 +242,17 @@ class Metrics(Observer):
             self._sweep_last.labels(sweep)
             self._sweep_duration.labels(sweep)
             self._sweep_every.labels(sweep).set(exposed.every.get(sweep, 0.0))
-        self._senders.configure((modality.ae_title for modality in exposed.modalities), in_advance=in_advance)
+        calling = frozenset(modality.ae_title for modality in exposed.modalities)
+        for gone in self._calling - calling:
+            self._stores.remove(gone)
+            self._store_bytes.remove(gone)
+            self._store_failures.remove_by_label("calling_ae", gone)
+        for title in (*calling, OTHER):
+            self._stores.labels(title)
+            self._store_bytes.labels(title)
+            for status in EXPECTED_STATUSES if in_advance or title == OTHER else ():
+                self._store_failures.labels(title, f"0x{status:04X}")
+        self._calling = calling
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render every metric. It reads /proc and takes long with many series: call it in a thread, never on the loop.
@@ -240,11 +260,7 @@ class Metrics(Observer):
         :param accept: the Accept header: OpenMetrics for who asks for it, else the text format
         :return: the body and its content type
         """
-        encode, content_type = choose_encoder(accept)
-        openmetrics = content_type.startswith("application/openmetrics-text")
-        body = encode(Shown(self.registry, self._counts.__contains__)).removesuffix(_END)
-        large = (family.rendered(openmetrics=openmetrics) for part in self._large for family in part.collect())
-        return b"".join((body, *(text.encode() for text in large), _END if openmetrics else b"")), content_type
+        return encode(_Shown(self.registry, self._counts.__contains__), accept)
 
     async def sample_loop_lag(self, every: float = 0.05) -> None:
         """Measure until cancelled how late the event loop is.
@@ -309,8 +325,13 @@ class Metrics(Observer):
 
     def store_ended(self, calling_ae_title: str, status: int, size: int, seconds: float) -> None:
         """Count the instance."""
-        self._senders.store_ended(calling_ae_title, status, size)
+        title = calling_ae_title.strip()
+        title = title if title in self._calling else OTHER
+        self._stores.labels(title).inc()
+        self._store_bytes.labels(title).inc(size)
         self._store_duration.observe(seconds)
+        if status != 0x0000 and not 0xB000 <= status <= 0xBFFF:
+            self._store_failures.labels(title, f"0x{status:04X}").inc()
 
     def ingest_in_flight(self, size: int, budget: int) -> None:
         """Note it."""
@@ -361,28 +382,30 @@ class Metrics(Observer):
     def _gauge(self, name: str, words: str, registry: CollectorRegistry | None, *labels: str) -> Gauge:
         return Gauge(f"asyncdicom_{name}", words, labels, registry=registry)
 
-    def _counter(self, name: str, words: str, registry: CollectorRegistry | None, *labels: str) -> Counter:
-        return Counter(f"asyncdicom_{name}", words, labels, registry=registry)
+    def _counter(self, name: str, words: str, registry: CollectorRegistry | None, *labels: str) -> Counters:
+        return Counters(f"asyncdicom_{name}", words, labels, registry)
 
 
-class _PerModality:
+class _PerModality(Collector):
     """The series that have a modality: made when they are asked for, so that they vanish with it."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def collect(self) -> Iterator[Family]:
+    def collect(self) -> Iterator[Metric]:
         """Yield the families. Copies are taken at once: the loop goes on counting meanwhile."""
         counts = self._metrics._counts.copy()
-        operations = CounterMetricFamily(
-            "asyncdicom_operations", "Operations that we asked of a modality.", labels=["operation", "modality"]
+        operations = Family(
+            "counter", "asyncdicom_operations", "Operations that we asked of a modality.", labels=["operation", "modality"]
         )
-        failures = CounterMetricFamily(
+        failures = Family(
+            "counter",
             "asyncdicom_operation_failures",
             "Operations that did not succeed, by reason; see the reasons in the documentation.",
             labels=["operation", "modality", "reason"],
         )
-        durations = GaugeMetricFamily(
+        durations = Family(
+            "gauge",
             "asyncdicom_modality_last_duration_seconds",
             "How long the last operation on the modality took; NaN before the first.",
             labels=["modality", "operation"],
@@ -396,20 +419,23 @@ class _PerModality:
         yield from (operations, failures, durations)
         yield from self._states()
 
-    def _states(self) -> Iterable[Family]:
+    def _states(self) -> Iterable[Metric]:
         states = self._metrics._states.all()
         swept = frozenset[str]().union(*self._metrics._exposed.swept.values())
-        up = GaugeMetricFamily(
+        up = Family(
+            "gauge",
             "asyncdicom_modality_up",
             "1 when every operation that is swept succeeded the last time, 0 when one did not, NaN before the first.",
             labels=["modality"],
         )
-        success = GaugeMetricFamily(
+        success = Family(
+            "gauge",
             "asyncdicom_modality_last_success_timestamp_seconds",
             "When the modality last answered with success; 0 when it did not since the start.",
             labels=["modality"],
         )
-        breaker = GaugeMetricFamily(
+        breaker = Family(
+            "gauge",
             "asyncdicom_breaker_open",
             "1 while the modality is left alone after repeated failures.",
             labels=["modality"],
@@ -423,7 +449,8 @@ class _PerModality:
             breaker.add_metric([name], float(state.breaker_open))
         yield from (up, success, breaker)
         if self._metrics._exposed.storage:
-            received = GaugeMetricFamily(
+            received = Family(
+                "gauge",
                 "asyncdicom_modality_last_received_timestamp_seconds",
                 "When the modality last sent us an instance; 0 when it did not since the start.",
                 labels=["modality"],
@@ -434,13 +461,15 @@ class _PerModality:
             yield from _silences(states)
 
 
-def _silences(states: Iterable[ModalityState]) -> Iterable[Family]:
-    quiet = GaugeMetricFamily(
+def _silences(states: Iterable[ModalityState]) -> Iterable[Metric]:
+    quiet = Family(
+        "gauge",
         "asyncdicom_modality_quiet",
         "1 while the modality has sent nothing for longer than expected, 0 while it has; only where arrivals are expected.",
         labels=["modality"],
     )
-    expected = GaugeMetricFamily(
+    expected = Family(
+        "gauge",
         "asyncdicom_modality_expected_by_timestamp_seconds",
         "When an instance of the modality is expected at the latest; 0 while too little is known to expect one.",
         labels=["modality"],
@@ -450,6 +479,29 @@ def _silences(states: Iterable[ModalityState]) -> Iterable[Family]:
             quiet.add_metric([state.modality.name], float(state.quiet_since is not None))
             expected.add_metric([state.modality.name], state.expected_by or 0.0)
     yield from (quiet, expected)
+
+
+class _Shown(Collector):
+    """A registry without the ``_created`` series, which double the counters and which Prometheus does not need, and without
+    exemplars of modalities that have left the configuration.
+
+    :param named: whether a modality of this name is in the configuration
+    """
+
+    def __init__(self, registry: CollectorRegistry, named: Callable[[str], bool]) -> None:
+        self._registry = registry
+        self._named = named
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        for metric in self._registry.collect():
+            if not isinstance(metric, Family):
+                metric.samples = [self._shown(sample) for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+    def _shown(self, sample: Sample) -> Sample:
+        gone = sample.exemplar is not None and not self._named(sample.exemplar.labels.get("modality", ""))
+        return sample._replace(exemplar=None) if gone else sample
 
 
 def _exemplar(outcome: Outcome) -> dict[str, str] | None:
