@@ -42,7 +42,8 @@ class Family(Metric):
 
         :param values: of the labels
         """
-        self._values.append(values)
+        # A tuple of texts is nothing that a collection of garbage has to look at; thousands of lists would call for a full one.
+        self._values.append(tuple(values))
         self._numbers.append(value)
         self._text = None
 
@@ -177,7 +178,7 @@ class Counters(Collector):
         if self._collected is None or self._collected[0] != changes:
             family = self._family()
             # A copy is taken at once: counting goes on meanwhile.
-            for values, count in list(self._counts.items()):
+            for values, count in self._counts.copy().items():
                 family.add_metric(values, count.value)
             self._collected = changes, family
         return [self._collected[1]]

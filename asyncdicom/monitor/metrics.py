@@ -18,6 +18,7 @@ import anyio
 from prometheus_client import CollectorRegistry, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from asyncdicom._version import __version__
 from asyncdicom.modality import Modality
@@ -49,6 +50,8 @@ EXPECTED_STATUSES = (0xA700, 0xA900, 0xC000, 0xC211)
 FAILURE_REASONS = tuple(reason for reason in Reason if reason is not Reason.OK)
 # Above this, series for failures that never happened would be most of what is scraped.
 _FAILURES_IN_ADVANCE = 256
+# Characters of a name in an exemplar, whose labels may have 128 with their names.
+_LONGEST_EXEMPLAR = 128 - len("modality")
 
 _OPERATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STORE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -60,12 +63,13 @@ _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 class Exposed:
     """What the configuration says that there is to measure.
 
-    ``modalities``, ``swept`` and ``sweeps`` may change by :meth:`Metrics.configure`; the others are there for the life of
-    the process.
+    ``modalities``, ``swept``, ``sweeps`` and ``every`` may change by :meth:`Metrics.configure`; the others are there for the
+    life of the process.
 
     :ivar modalities: the inventory
     :ivar swept: names of the modalities that are asked regularly, by operation
     :ivar sweeps: names of the sweeps
+    :ivar every: seconds from the start of a sweep's run to the start of its next, by the sweep's name
     :ivar storage: whether there is a storage SCP
     :ivar archive: the folder whose free space counts, None for none
     :ivar event_targets: names of those who are told of events
@@ -74,6 +78,7 @@ class Exposed:
     modalities: tuple[Modality, ...] = ()
     swept: Mapping[Operation, frozenset[str]] = field(default_factory=dict)
     sweeps: tuple[str, ...] = ()
+    every: Mapping[str, float] = field(default_factory=dict)
     storage: bool = False
     archive: Path | None = None
     event_targets: tuple[str, ...] = ()
@@ -137,6 +142,9 @@ class Metrics(Observer):
         )
         self._sweep_duration = self._gauge(
             "sweep_duration_seconds", "How long the last run of the sweep took; 0 before its first end.", registry, "sweep"
+        )
+        self._sweep_every = self._gauge(
+            "sweep_interval_seconds", "How often the sweep is to run: seconds from one start to the next.", registry, "sweep"
         )
         self._lag = Histogram(
             "asyncdicom_loop_lag_seconds",
@@ -229,9 +237,11 @@ class Metrics(Observer):
         for sweep in set(before.sweeps) - set(exposed.sweeps):
             self._sweep_last.remove(sweep)
             self._sweep_duration.remove(sweep)
+            self._sweep_every.remove(sweep)
         for sweep in exposed.sweeps:
             self._sweep_last.labels(sweep)
             self._sweep_duration.labels(sweep)
+            self._sweep_every.labels(sweep).set(exposed.every.get(sweep, 0.0))
         calling = frozenset(modality.ae_title for modality in exposed.modalities)
         for gone in self._calling - calling:
             self._stores.remove(gone)
@@ -250,7 +260,7 @@ class Metrics(Observer):
         :param accept: the Accept header: OpenMetrics for who asks for it, else the text format
         :return: the body and its content type
         """
-        return encode(_WithoutCreated(self.registry), accept)
+        return encode(_Shown(self.registry, self._counts.__contains__), accept)
 
     async def sample_loop_lag(self, every: float = 0.05) -> None:
         """Measure until cancelled how late the event loop is.
@@ -284,7 +294,7 @@ class Metrics(Observer):
         if outcome.reason is not Reason.BREAKER_OPEN:
             # What was never tried took no time.
             counts.durations[operation] = outcome.duration
-            self._duration.labels(operation).observe(outcome.duration)
+            self._duration.labels(operation).observe(outcome.duration, _exemplar(outcome))
 
     def sweep_ended(self, sweep: str, seconds: float) -> None:
         """A sweep has asked everybody.
@@ -384,7 +394,7 @@ class _PerModality(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families. Copies are taken at once: the loop goes on counting meanwhile."""
-        counts = list(self._metrics._counts.items())
+        counts = self._metrics._counts.copy()
         operations = Family(
             "counter", "asyncdicom_operations", "Operations that we asked of a modality.", labels=["operation", "modality"]
         )
@@ -400,7 +410,7 @@ class _PerModality(Collector):
             "How long the last operation on the modality took; NaN before the first.",
             labels=["modality", "operation"],
         )
-        for name, known in counts:
+        for name, known in counts.items():
             for operation, value in list(known.operations.items()):
                 operations.add_metric([operation, name], value)
                 durations.add_metric([name, operation], known.durations.get(operation, math.nan))
@@ -471,18 +481,37 @@ def _silences(states: Iterable[ModalityState]) -> Iterable[Metric]:
     yield from (quiet, expected)
 
 
-class _WithoutCreated(Collector):
-    """A registry without the ``_created`` series: they double the counters, and Prometheus does not need them."""
+class _Shown(Collector):
+    """A registry without the ``_created`` series, which double the counters and which Prometheus does not need, and without
+    exemplars of modalities that have left the configuration.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    :param named: whether a modality of this name is in the configuration
+    """
+
+    def __init__(self, registry: CollectorRegistry, named: Callable[[str], bool]) -> None:
         self._registry = registry
+        self._named = named
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
         for metric in self._registry.collect():
             if not isinstance(metric, Family):
-                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+                metric.samples = [self._shown(sample) for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
+
+    def _shown(self, sample: Sample) -> Sample:
+        gone = sample.exemplar is not None and not self._named(sample.exemplar.labels.get("modality", ""))
+        return sample._replace(exemplar=None) if gone else sample
+
+
+def _exemplar(outcome: Outcome) -> dict[str, str] | None:
+    """Which modality stands for a bucket of durations: from the slow bucket to the slow device without a guess.
+
+    None for C-STORE, where each instance would pay for it, and for a name beyond what OpenMetrics lets an exemplar hold.
+    """
+    if outcome.operation == "store" or len(outcome.modality) > _LONGEST_EXEMPLAR:
+        return None
+    return {"modality": outcome.modality}
 
 
 def _free_bytes_of(directory: Path) -> Callable[[], float]:

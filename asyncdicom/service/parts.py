@@ -140,6 +140,7 @@ def exposed(config: Config) -> Exposed:
         modalities=config.modality,
         swept=_swept(config),
         sweeps=config.sweep_names,
+        every={plan.name: plan.every for plan in sweep_plans(config)},
         storage=config.scp is not None,
         archive=config.archive_directory,
         event_targets=config.event_target_names,

@@ -8,7 +8,6 @@ from asyncdicom.monitor.state import Condition, ModalityState
 from asyncdicom.outcome import Outcome, Reason
 from asyncdicom.web import words
 from asyncdicom.web.markup import Child, Markup, element, joined
-from asyncdicom.web.quiet import quiet_since
 
 CONDITIONS: dict[Condition, str] = {"down": "Down", "unknown": "Unknown", "up": "Up"}
 
@@ -17,7 +16,7 @@ def pill(state: ModalityState) -> Markup:
     """Up or down, whether it is left alone, and whether it is quiet."""
     label = element("span", CONDITIONS[state.condition], class_=f"pill {state.condition}")
     alone = element("span", "left alone", class_="alone", title="asked again after a while") if state.breaker_open else None
-    quiet = quiet_since(state)
+    quiet = state.quiet_since
     if quiet is None:
         return joined((label, alone))
     told = words.moment(quiet)
@@ -68,7 +67,7 @@ def said(outcome: Outcome | None) -> Markup:
 
 def silence(state: ModalityState) -> Markup | None:
     """What to check where less comes from a modality than is expected of it."""
-    if quiet_since(state) is None:
+    if state.quiet_since is None:
         return None
     words_of_it = "Next: look at its send queue, and whether it still sends to us under the AE title that is configured here"
     return joined((element("span", "Sends less than expected", class_="detail"), element("span", words_of_it, class_="remedy")))

@@ -10,7 +10,6 @@ from asyncdicom.monitor.state import ModalityState, Sample
 from asyncdicom.outcome import Outcome, Reason
 from asyncdicom.web import charts, marks, words
 from asyncdicom.web.markup import Child, Markup, element
-from asyncdicom.web.quiet import expected_by, quiet_since
 from asyncdicom.web.shell import Shell, live
 
 
@@ -88,7 +87,7 @@ def _rejection(outcome: Outcome) -> str:
 
 def _facts(state: ModalityState, now: float) -> Markup:
     peer = state.modality
-    quiet, expected = quiet_since(state), expected_by(state)
+    quiet, expected = state.quiet_since, state.expected_by
     facts: list[tuple[str, Child]] = [
         ("AE title", element("span", peer.ae_title, class_="mono")),
         ("Address", element("span", str(peer).partition("@")[2], class_="mono")),

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from asyncdicom.monitor.state import ModalityState
-from asyncdicom.web.quiet import quiet_since
 
 ROWS = 100
 STATES = ("down", "unknown", "up", "quiet")
@@ -95,7 +94,7 @@ def select(states: Iterable[ModalityState], shown: Filter) -> Selection:
     for state in states:
         is_now = state.condition
         counts[is_now] += 1
-        is_quiet = quiet_since(state) is not None
+        is_quiet = state.quiet_since is not None
         counts["quiet"] += is_quiet
         modality = state.modality
         groups.update(modality.groups)

@@ -36,11 +36,18 @@ def full_metrics(archive: Path, states: States | None = None) -> Metrics:
         modalities=_MODALITIES,
         swept={"echo": frozenset({"ct1", "mr1"})},
         sweeps=("echo",),
+        every={"echo": 30.0},
         storage=True,
         archive=archive,
         event_targets=("pipeline",),
     )
     return Metrics(exposed, states)
+
+
+def watching_metrics() -> Metrics:
+    """Metrics of a service that watches a fleet, and receives nothing."""
+    exposed = Exposed(modalities=_MODALITIES, swept={"echo": frozenset({"ct1", "mr1"})}, sweeps=("echo",), every={"echo": 30.0})
+    return Metrics(exposed, full_states())
 
 
 def exercise(metrics: Metrics, states: States) -> None:
@@ -51,10 +58,15 @@ def exercise(metrics: Metrics, states: States) -> None:
         Outcome("mr1", "echo", Reason.CONNECT_TIMEOUT, duration=3.0),
     ):
         observer.operation_ended(outcome)
+    states.silence_judged("ct1", expected_by=1.0, quiet_since=2.0)
     metrics.sweep_ended("echo", 3.0)
     observer.scp_association_opened("CT1", "127.0.0.1")
     observer.store_ended("CT1", 0x0000, 525_000, 0.004)
     observer.store_ended("CT1", 0xA700, 525_000, 0.001)
+    observer.scu_association_opened("ct1")
+    observer.breaker_changed("mr1", True)
+    observer.nonconformant(("no_study",), quarantined=True)
+    observer.commitment_reported("CT1", 5, 1)
     observer.scp_association_rejected("limit", "CT1", "127.0.0.1")
     observer.scp_association_aborted("idle", "CT1", "127.0.0.1")
     metrics.write_step("sync", 0.003)
@@ -62,6 +74,7 @@ def exercise(metrics: Metrics, states: States) -> None:
     metrics.ingest_in_flight(525_000, 256 << 20)
     metrics.outbox(1, 1.0)
     metrics.event_delivered("pipeline")
+    metrics.event_failed("pipeline")
     metrics.study_completed()
 
 

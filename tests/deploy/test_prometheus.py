@@ -28,16 +28,27 @@ def test_promtool_accepts_the_configuration_and_its_rules(config: str) -> None:
 
 
 @pytest.mark.peer("promtool")
-def test_alerts_rise_when_they_should_and_only_then() -> None:
-    tested = promtool("test", "rules", "alerts.yml", cwd=_FOLDER / "tests")
+@pytest.mark.parametrize("tests", sorted((_FOLDER / "tests").glob("*.yml")), ids=lambda path: str(path.stem))
+def test_rules_record_and_alert_as_they_should_and_only_then(tests: Path) -> None:
+    tested = promtool("test", "rules", tests.name, cwd=tests.parent)
     assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_every_rule_of_the_service_level_objectives_has_a_test() -> None:
+    groups = yaml.safe_load((_FOLDER / "rules/slo.yml").read_text())["groups"]
+    ours = {rule.get("record") or rule["alert"] for group in groups for rule in group["rules"]}
+    tested = set()
+    for test in yaml.safe_load((_FOLDER / "tests/slo.yml").read_text())["tests"]:
+        tested |= {name for asked in test.get("promql_expr_test", ()) for name in metric_names(asked["expr"])}
+        tested |= {asked["alertname"] for asked in test.get("alert_rule_test", ()) if asked["exp_alerts"]}
+    assert ours <= tested, ours - tested
 
 
 def test_rules_read_exposed_and_recorded_metrics_alone(tmp_path: Path) -> None:
     known = exposed_names(full_metrics(tmp_path)) | {rule["record"] for rule in _RULES if "record" in rule}
     for rule in _RULES:
         names = metric_names(rule["expr"])
-        assert names, rule
+        assert names or rule["record"].endswith(":objective"), rule
         assert names <= known, f"{rule}: {names - known}"
 
 

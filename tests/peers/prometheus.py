@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ class Prometheus:
         """
         answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=_TIMEOUT)
         return list(answer.raise_for_status().json()["data"]["result"])
+
+    def exemplars(self, expression: str) -> list[dict[str, Any]]:
+        """The exemplars of the last hour: ``labels``, ``value`` and ``timestamp``."""
+        now = time.time()
+        asked: dict[str, str | float] = {"query": expression, "start": now - 3600, "end": now}
+        answer = httpx.get(f"{self.url}/api/v1/query_exemplars", params=asked, timeout=_TIMEOUT)
+        series = answer.raise_for_status().json()["data"]
+        return [exemplar for one in series for exemplar in one["exemplars"]]
 
     def targets(self) -> list[dict[str, Any]]:
         """The targets that it scrapes, with the health and the last error of each."""

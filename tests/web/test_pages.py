@@ -9,7 +9,7 @@ import pytest
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.state import States
 from asyncdicom.outcome import Outcome, Reason
-from asyncdicom.web import marks, modality_page, selection, words
+from asyncdicom.web import modality_page, words
 from asyncdicom.web.fleet_page import FleetPage
 from asyncdicom.web.markup import Markup, element, text
 from asyncdicom.web.selection import ROWS, Filter
@@ -99,11 +99,9 @@ def test_a_modality_without_outcomes_has_a_page() -> None:
     assert "Nothing yet." in modality_page.page(SHELL, state, 2e9)
 
 
-def test_what_is_quiet_says_so_beside_that_it_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (marks, modality_page, selection):
-        monkeypatch.setattr(module, "quiet_since", lambda state: 1.9e9)
-    monkeypatch.setattr(modality_page, "expected_by", lambda state: 1.95e9)
+def test_what_is_quiet_says_so_beside_that_it_is_up() -> None:
     states = states_of(Outcome("one", "echo", Reason.OK))
+    states.silence_judged("one", expected_by=1.95e9, quiet_since=1.9e9)
     (state,) = states.all()
     shown = page_of(states)
     assert '<time datetime="2030-03-17T17:46:40Z"' in shown

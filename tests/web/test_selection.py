@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from asyncdicom.modality import Modality
 from asyncdicom.monitor.state import ModalityState, States
 from asyncdicom.outcome import Outcome, Reason
-from asyncdicom.web import quiet, selection
 from asyncdicom.web.selection import ROWS, Filter, select
 
 
@@ -64,19 +65,12 @@ def test_a_filter_leaves_what_it_names(states: list[ModalityState], wanted: dict
     assert names(states, **wanted) == found
 
 
-def test_what_is_quiet_counts_as_failing_although_it_answers(
-    states: list[ModalityState], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(selection, "quiet_since", lambda state: 900.0 if state.modality.name == "up" else None)
+def test_what_is_quiet_counts_as_failing_although_it_answers(states: list[ModalityState]) -> None:
+    states = [replace(state, quiet_since=900.0 if state.modality.name == "up" else None) for state in states]
     assert names(states) == ["new", "old", "up", "nobody"]
     assert names(states, failing=True) == ["new", "old", "up"]
     assert names(states, condition="quiet") == ["up"]
     assert select(states, Filter()).counts == {"down": 2, "unknown": 1, "up": 1, "quiet": 1}
-
-
-def test_nothing_is_quiet_of_which_nothing_is_expected(states: list[ModalityState]) -> None:
-    assert [quiet.quiet_since(state) for state in states] == [None] * 4
-    assert [quiet.expected_by(state) for state in states] == [None] * 4
 
 
 def test_counts_and_groups_are_of_all_and_rows_of_the_page() -> None:

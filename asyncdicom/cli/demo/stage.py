@@ -38,6 +38,8 @@ _REDRAW = 0.5
 # A demo of so many seconds shows also who falls silent; a shorter one may end before.
 _SHOWS_SILENCE = 15.0
 _THREADS = 4
+# Seconds after which a study that received nothing more is complete.
+_STUDY_ENDS = 2.0
 _PATHS = ("/", "/metrics", "/-/ready")
 
 
@@ -94,6 +96,13 @@ def _configure(folder: Path, modalities: dict[str, SimulatedModality], issued: C
             {"operation": "echo", "every": 3.0, "targets": ["@all"]},
             {"operation": "find", "every": 5.0, "targets": ["@archives"]},
         ],
+        # Nothing is to be done about a study here; that its end is noticed and told is part of what is shown.
+        "events": {
+            "study_complete_after": _STUDY_ENDS,
+            "target": [
+                {"name": "pipeline", "kind": "command", "on": ["study.complete"], "run": ["true", "{StudyInstanceUID}"]}
+            ],
+        },
         "web": {"port": 0},
         "modality": [cast.table(role, modalities[role.name], issued) for role in cast.ROLES],
     }
