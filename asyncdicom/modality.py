@@ -245,7 +245,7 @@ class Arrivals:
         return self.within is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Modality:
     """A DICOM device: an address, a port and an AE title.
 

@@ -19,6 +19,7 @@ from asyncdicom.upper_layer.message import Message, MessageReader
 from asyncdicom.upper_layer.pdu import AbortReason, PDUError, PDUReader, PDUType
 
 T = TypeVar("T")
+E = TypeVar("E", bound=OperationError)
 # Makes the error for a peer that took too long: seldom wanted, and dearer than the wait.
 Late = Callable[[], OperationError]
 
@@ -137,6 +138,8 @@ class Link(asyncio.Protocol):
         what = "the connection was reset" if error is not None else "the connection is closed"
         self._end(ConnectionLost(f"{self._who}: {what}"))
         self._wakeup.silence()
+        # Each of them has the other: they would stay until the garbage collector comes, which stops everything else meanwhile.
+        self._transport = self._socket = None
         if not self._closed.done():
             self._closed.set_result(None)
         self.resume_writing()
@@ -162,7 +165,7 @@ class Link(asyncio.Protocol):
 
     def _end(self, error: OperationError) -> None:
         if self.ended is None:
-            self.ended = error
+            self.ended = error.with_traceback(None)
             if self._transport is not None:
                 self._transport.close()
         self._wakeup.notify()
@@ -170,7 +173,7 @@ class Link(asyncio.Protocol):
     def _break_off(self, error: OperationError, reason: AbortReason) -> None:
         # PS3.8 AA-8: the peer is told, and then no longer listened to.
         if self.ended is None:
-            self.ended = error
+            self.ended = error.with_traceback(None)
             self._part(pdu.encode_abort(pdu.AbortSource.SERVICE_PROVIDER, reason))
 
     def abort(self) -> None:
@@ -219,11 +222,18 @@ class Link(asyncio.Protocol):
             if found is not None:
                 return found
             if self.ended is not None:
-                raise self.ended
+                raise self.why(self.ended)
             left = (started if in_all else max(started, self._last_pdu)) + seconds - time.monotonic()
             if left <= 0:
                 raise late()
             await self._wakeup.wait(left)
+
+    @staticmethod
+    def why(ended: E) -> E:
+        """What ended it, to be raised: the one that is kept would hold, by its traceback, the link that keeps it."""
+        raised = type(ended).__new__(type(ended), *ended.args)
+        raised.__dict__.update(ended.__dict__)
+        return raised
 
     async def over(self, seconds: float) -> None:
         """Return once the connection is over, by whatever way, or the time is."""
@@ -268,7 +278,7 @@ class Link(asyncio.Protocol):
             except TimeoutError:
                 raise late() from None
         if self.ended is not None:
-            raise self.ended
+            raise self.why(self.ended)
 
 
 def _size_of(message: Message) -> int:

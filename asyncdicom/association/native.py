@@ -6,9 +6,10 @@ import asyncio
 import functools
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -45,7 +46,8 @@ T = TypeVar("T")
 _PART = 4 << 20
 # What is in memory and not larger is copied into one write.
 _COPIED = 1 << 20
-# Answers remembered for each proposal, and how long one may be: a device that varies them must not fill the memory.
+# Proposals remembered for each modality, and answers for each of them, and how long one may be: who varies them must not fill
+# the memory.
 _REMEMBERED = 4
 _REMEMBERED_LENGTH = 4096
 # How long the connection may take to go away, in seconds, before it is cut.
@@ -117,14 +119,26 @@ class _Proposal:
         return known
 
 
-@functools.lru_cache(maxsize=8192)
+# What each modality is asked for, as long as somebody has the modality: who asks ever new ones leaves nothing in the memory.
+_proposals: WeakKeyDictionary[Modality, dict[Hashable, _Proposal]] = WeakKeyDictionary()
+
+
 def _propose(
     modality: Modality,
     calling_ae_title: str,
     contexts: tuple[PresentationContext, ...],
     extended: tuple[ExtendedNegotiation, ...],
 ) -> _Proposal:
-    return _Proposal(request_to(modality, calling_ae_title, contexts, extended))
+    known = _proposals.get(modality)
+    if known is None:
+        known = _proposals[modality] = {}
+    kind = calling_ae_title, contexts, extended
+    proposal = known.get(kind)
+    if proposal is None:
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        proposal = known[kind] = _Proposal(request_to(modality, calling_ae_title, contexts, extended))
+    return proposal
 
 
 async def _connect(modality: Modality, phases: Phases, proposal: _Proposal) -> Link:
@@ -196,7 +210,8 @@ class NativeAssociation(Dialogue):
 
     def ending(self) -> OperationError:
         """Why the association is over."""
-        return self._link.ended or ConnectionLost(f"{self.modality}: the association is over")
+        ended = self._link.ended
+        return ConnectionLost(f"{self.modality}: the association is over") if ended is None else self._link.why(ended)
 
     async def run_blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Run what blocks on a thread."""
@@ -311,6 +326,8 @@ class NativeAssociation(Dialogue):
 
     async def abort(self) -> None:
         """Abort the association, and give back its descriptor."""
+        # Its answer will not come.
+        self.outstanding = None
         self._link.abort()
         if not self._link.is_gone:
             with anyio.CancelScope(shield=True):

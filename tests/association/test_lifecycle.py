@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from contextlib import AsyncExitStack
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
 
 import anyio
 import pytest
 
-from asyncdicom import ConnectionLost, Modality, PresentationContext, Query, StorageSCP, Timeouts, associate
+from asyncdicom import (
+    ConnectionLost,
+    Modality,
+    OperationError,
+    PresentationContext,
+    Query,
+    StorageSCP,
+    Timeouts,
+    associate,
+)
+from asyncdicom.association.dialogue import Exchange
+from asyncdicom.association.link import Link
+from asyncdicom.association.native import NativeAssociation
+from asyncdicom.association.plain import PlainTransport
 from asyncdicom.modality import Engine
+from asyncdicom.outcome import Phases
 from asyncdicom.testing import Behaviour, Fault, SimulatedModality
 from asyncdicom.upper_layer.context import VERIFICATION
 
@@ -245,3 +261,33 @@ async def until(condition, seconds: float = 3.0) -> None:  # type: ignore[no-unt
     with anyio.fail_after(seconds):
         while not condition():
             await anyio.sleep(0.005)
+
+
+# With TLS there is more between the socket and us, and it is asyncio's.
+@pytest.mark.parametrize("fault", sorted(set(Fault) - {Fault.TLS}), ids=str)
+async def test_an_association_leaves_nothing_to_the_garbage_collector(fault: Fault) -> None:
+    """However it ended. Thousands of them would have everything else wait while it looks for them."""
+    ours = (NativeAssociation, Link, PlainTransport, Phases, Exchange, OperationError)
+    patience = Timeouts(associate=0.2, operation=0.2, release=0.2)
+    async with SimulatedModality(fault, matches=[{"PatientID": "1"}]) as sim:
+        modality = sim.modality(timeouts=patience)
+
+        async def ask() -> None:
+            with suppress(OperationError):
+                async with associate(modality, engine="native") as association:
+                    await association.echo()
+                    async for _ in association.find(Query(keys={"PatientID": ""}), limit=2):
+                        pass
+
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(2):
+                await ask()
+            # A timer holds what was aborted, until the peer has had its time to read that.
+            with anyio.move_on_after(2):
+                while left := Counter(type(found).__name__ for found in gc.get_objects() if isinstance(found, ours)):
+                    await anyio.sleep(0.05)
+        finally:
+            gc.enable()
+    assert not left
