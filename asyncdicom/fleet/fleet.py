@@ -28,6 +28,7 @@ from asyncdicom.fleet.limits import Breaker, Decision, Gate
 from asyncdicom.fleet.linger import Linger
 from asyncdicom.fleet.merge import Merge
 from asyncdicom.fleet.outcomes import Outcomes
+from asyncdicom.fleet.pace import Pace
 from asyncdicom.fleet.retrieve import Ledger
 from asyncdicom.modality import Engine, Modality, check_ae_title
 from asyncdicom.observe import NULL_OBSERVER, Observer
@@ -91,6 +92,7 @@ class Fleet:
             if self._modalities.setdefault(modality.name, modality) is not modality:
                 raise ConfigurationError("modality.name", modality.name, "every modality has its own name; this one is taken")
         self._gate = Gate(concurrency, per_modality, breaker, observer=observer)
+        self._pace = Pace()
         self._deadline = deadline
         self._retries = retries
         self._linger = Linger(linger)
@@ -282,6 +284,11 @@ class Fleet:
         return self._gate
 
     @property
+    def pace(self) -> Pace:
+        """How many of its associations begin at once."""
+        return self._pace
+
+    @property
     def deadline(self) -> float | None:
         """Seconds for a whole run."""
         return self._deadline
@@ -436,6 +443,7 @@ class Run:
         try:
             with self._deadline_scope() as scope:
                 while True:
+                    await self._fleet.pace.begin()
                     await job.attempt(report)
                     if job.attempts > self._fleet.retries or not job.may_retry(report):
                         break

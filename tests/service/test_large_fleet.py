@@ -5,6 +5,7 @@ The service and the simulated modalities are processes of their own, so that mem
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -25,12 +26,14 @@ from tests.peers.running import free_port
 
 _COUNT, _FAULTS, _CONCURRENCY, _TIMEOUT = 5_000, "silent=5%", 500, 2.0
 _FIRST = "127.112.0.1"
-_PERIOD = 0.2
+# Seconds from one page to the next: whoever looks on clicks fast, and sweeps follow each other without a pause.
+_PERIOD = 0.1
 # The bars are for a machine of their own, and times on another say nothing.
 _STARVED = 0.1
-_SWEEPS = 2
-_NOTHING = "/-/healthy"
-_PAGES = (_NOTHING, "/", "/modalities/{name}", "/storage", "/metrics", "/api/modalities")
+_SWEEPS = 3
+# What people look at, to which the bar holds; and what programs ask for.
+_PAGES = ("/", "/modalities/{name}", "/storage")
+_ASKED = (*_PAGES, "/-/healthy", "/metrics", "/api/modalities")
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -120,7 +123,7 @@ async def watch(inventory: Path, targets: str) -> Seen:
 
     :param targets: a group of the inventory
     """
-    seen, port = Seen(pages={page: [] for page in _PAGES}), free_port()
+    seen, port = Seen(pages={page: [] for page in _ASKED}), free_port()
     config = inventory.with_name(f"{targets}.toml")
     await anyio.Path(config).write_text(configuration(inventory, port, targets))
     name = quote((await anyio.Path(inventory).read_text()).splitlines()[1].partition(",")[0], safe="")
@@ -137,8 +140,8 @@ async def watch(inventory: Path, targets: str) -> Seen:
                 except httpx.TransportError:
                     await anyio.sleep(0.05)
 
-        async def ask(page: str) -> None:
-            while True:
+        async def ask() -> None:
+            for page in itertools.cycle(_ASKED):
                 begun = time.monotonic()
                 answer = await client.get(page.replace("{name}", name))
                 assert answer.status_code == 200
@@ -146,8 +149,7 @@ async def watch(inventory: Path, targets: str) -> Seen:
                 await anyio.sleep(max(0.0, begun + _PERIOD - time.monotonic()))
 
         begun = time.monotonic()
-        for page in _PAGES:
-            tasks.start_soon(ask, page)
+        tasks.start_soon(ask)
         last = 0.0
         while len(seen.sweeps) < _SWEEPS:
             text = (await client.get("/metrics")).text
@@ -191,5 +193,4 @@ async def test_5000_modalities_are_swept_in_time_while_pages_are_looked_at(tmp_p
     if max(healthy.starved, everybody.starved) > _STARVED:
         pytest.skip("others took the processor: the times are not those of the service")
     assert beyond <= 2.5
-    # What an answer that needs nothing takes is the machine's, and the client's.
-    assert {page: median for page, (median, _) in pages.items() if median - pages[_NOTHING][0] > 0.05} == {}
+    assert {page: median for page, (median, _) in pages.items() if page in _PAGES and median > 0.05} == {}
