@@ -264,7 +264,7 @@ async def until(condition, seconds: float = 3.0) -> None:  # type: ignore[no-unt
 
 
 # With TLS there is more between the socket and us, and it is asyncio's.
-@pytest.mark.parametrize("fault", sorted(set(Fault) - {Fault.TLS}), ids=str)
+@pytest.mark.parametrize("fault", sorted(set(Fault) - {Fault.TLS, Fault.SILENT_TLS}), ids=str)
 async def test_an_association_leaves_nothing_to_the_garbage_collector(fault: Fault) -> None:
     """However it ended. Thousands of them would have everything else wait while it looks for them."""
     ours = (NativeAssociation, Link, PlainTransport, Phases, Exchange, OperationError)
@@ -279,14 +279,18 @@ async def test_an_association_leaves_nothing_to_the_garbage_collector(fault: Fau
                     async for _ in association.find(Query(keys={"PatientID": ""}), limit=2):
                         pass
 
+        def there() -> Counter[str]:
+            return Counter(type(found).__name__ for found in gc.get_objects() if isinstance(found, ours))
+
         gc.collect()
         gc.disable()
+        before = there()
         try:
             for _ in range(2):
                 await ask()
             # A timer holds what was aborted, until the peer has had its time to read that.
             with anyio.move_on_after(2):
-                while left := Counter(type(found).__name__ for found in gc.get_objects() if isinstance(found, ours)):
+                while left := there() - before:
                     await anyio.sleep(0.05)
         finally:
             gc.enable()
