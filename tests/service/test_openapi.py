@@ -187,31 +187,29 @@ async def send(service: Service, sim: SimulatedModality) -> None:
 
 async def events(client: httpx.AsyncClient, seen: set[tuple[str, str, int]]) -> None:
     """Listen until a modality was told of, and hold it against its schema."""
+    async with client.stream("GET", "/api/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        seen.add(("GET", "/api/events", answer.status_code))
+        check({"$ref": "#/components/schemas/Modality"}, await first(answer, "modality"))
+
+
+async def first(answer: httpx.Response, wanted: str) -> Any:
+    """The data of the first event of a kind."""
+    kind = ""
     with anyio.fail_after(5):
-        async with client.stream("GET", "/api/events") as answer:
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            seen.add(("GET", "/api/events", answer.status_code))
-            kind = ""
-            async for line in answer.aiter_lines():
-                if line.startswith("event: "):
-                    kind = line.removeprefix("event: ")
-                elif line.startswith("data: ") and kind == "modality":
-                    check({"$ref": "#/components/schemas/Modality"}, json.loads(line.removeprefix("data: ")))
-                    return
+        async for line in answer.aiter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: ") and kind == wanted:
+                return json.loads(line.removeprefix("data: "))
+    raise AssertionError(f"the stream ended without {wanted}")
 
 
 async def test_the_storage_event_is_described_too(tmp_path: Path) -> None:
     async with SimulatedModality() as sim, running(tmp_path / "a", sim) as (service, client):
         async with client.stream("GET", "/api/events") as answer:
             await send(service, sim)
-            with anyio.fail_after(5):
-                kind = ""
-                async for line in answer.aiter_lines():
-                    if line.startswith("event: "):
-                        kind = line.removeprefix("event: ")
-                    elif line.startswith("data: ") and kind == "storage":
-                        check({"$ref": "#/components/schemas/Storage"}, json.loads(line.removeprefix("data: ")))
-                        return
+            check({"$ref": "#/components/schemas/Storage"}, await first(answer, "storage"))
 
 
 async def test_what_the_framework_refuses_has_the_shape_of_a_problem(tmp_path: Path) -> None:
