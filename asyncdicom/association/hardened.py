@@ -338,7 +338,9 @@ class HardenedDIMSE(DIMSEServiceProvider):
         if message.decode_msg(fragment, self._association) and self._command is not None:
             self.message = None
             dataset = message.data_set if self._command.has_dataset else None
-            self.deliver(Message(context_id, self._command, None if dataset is None else dataset.getbuffer()))
+            # Its value is its own buffer, and not a copy; a view of the stream itself is more than the garbage collector of
+            # Python 3.13 can take apart.
+            self.deliver(Message(context_id, self._command, None if dataset is None else memoryview(dataset.getvalue())))
         return None
 
     def deliver(self, message: Message) -> None:
