@@ -24,6 +24,7 @@ _READINGS = 8
 class Refusal:
     """What this side found wrong with the handshake of one connection.
 
+    :param sock: connected
     :ivar error: what it was; None as long as there is nothing
     """
 
@@ -49,17 +50,14 @@ _current: ContextVar[Refusal | None] = ContextVar("refusal", default=None)
 
 
 @contextmanager
-def telling(sock: socket.socket) -> Iterator[Refusal]:
-    """Have the handshake that asyncio does for a socket within the block tell the peer why it fails.
+def telling(refusal: Refusal) -> Iterator[None]:
+    """Have the handshake that asyncio does within the block tell the peer why it fails.
 
     The error that asyncio raises is that of the connection's end; what it came of is :attr:`Refusal.error`.
-
-    :param sock: connected
     """
-    refusal = Refusal(sock)
     token = _current.set(refusal)
     try:
-        yield refusal
+        yield
     finally:
         _current.reset(token)
 

@@ -149,7 +149,8 @@ async def _connect(modality: Modality, phases: Phases, proposal: _Proposal) -> L
         connected = link()
         PlainTransport(sock, connected)
         return connected
-    with telling(sock) as refusal:
+    refusal = Refusal(sock)
+    with telling(refusal):
         return await _secure(modality, modality.tls, sock, link, refusal, phases)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import anyio
 
 from asyncdicom.archive import Arriving
-from asyncdicom.association.handshake import telling
+from asyncdicom.association.handshake import Refusal, telling
 from asyncdicom.association.received import Received
 from asyncdicom.association.transport import LINGER, part_with
 from asyncdicom.association.wakeup import Wakeup
@@ -52,12 +52,13 @@ async def serve(door: Door, sock: socket.socket, peer: ServedPeer, deadline: flo
     """
     loop = asyncio.get_running_loop()
     association = ServedAssociation(door, peer)
+    refusal = Refusal(sock)
     try:
-        with telling(sock) as refusal:
-            if tls is None:
-                await loop.connect_accepted_socket(lambda: association, sock)
-            else:
-                left = max(0.001, deadline - time.monotonic())
+        if tls is None:
+            await loop.connect_accepted_socket(lambda: association, sock)
+        else:
+            left = max(0.001, deadline - time.monotonic())
+            with telling(refusal):
                 await loop.connect_accepted_socket(
                     lambda: association, sock, ssl=tls, ssl_handshake_timeout=left, ssl_shutdown_timeout=LINGER
                 )
